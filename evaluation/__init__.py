@@ -1,0 +1,1 @@
+"""The streaming-editing benchmark and its metrics."""

@@ -1,0 +1,1 @@
+"""Torch networks and the flow schedule, for export and training only."""

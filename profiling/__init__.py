@@ -1,0 +1,1 @@
+"""Timing, traces, rooflines and records."""

@@ -1,0 +1,39 @@
+"""The `liveedit` command. Each subcommand is a module here, imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from liveedit import __version__
+from liveedit.errors import LiveEditError
+
+COMMANDS: dict[str, str] = {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand. Returns the exit code: 0, 1 or 2 on an error, 130 on Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="liveedit", description="Streaming text-instructed video editing."
+    )
+    parser.add_argument("--version", action="version", version=f"liveedit {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((a for a in args if not a.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=summary, description=summary)
+        if name == wanted:
+            module = importlib.import_module(f"liveedit.cli.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    options = parser.parse_args(args)
+    try:
+        return int(options.run(options) or 0)
+    except LiveEditError as error:
+        print(f"liveedit: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("liveedit: stopped by Ctrl-C; nothing was left under the final name", file=sys.stderr)
+        return 130

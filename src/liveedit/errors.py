@@ -1,0 +1,29 @@
+"""What a user can cause and mend. The command line prints the sentence and exits with its code."""
+
+
+class LiveEditError(Exception):
+    """One sentence: what was got, what is allowed, the next step."""
+
+    exit_code = 1
+
+
+class UsageError(LiveEditError):
+    """The call itself is wrong: an option, a prompt, a path that cannot be."""
+
+    exit_code = 2
+
+
+class BundleError(LiveEditError):
+    """A bundle or plan is missing, changed, or was made for something else."""
+
+
+class VideoError(LiveEditError):
+    """A video cannot be read or written."""
+
+
+class BackendError(LiveEditError):
+    """The requested engine backend is not here or cannot run this bundle."""
+
+
+class CheckpointError(LiveEditError):
+    """A checkpoint does not hold exactly the tensors its configuration names."""
