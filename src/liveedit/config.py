@@ -205,9 +205,7 @@ T = TypeVar("T")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain JSON data; tuples become lists."""
-    return {
-        f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init
-    }
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
 
 
 def _plain(value: Any) -> Any:
