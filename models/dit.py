@@ -14,7 +14,7 @@ from liveedit.models.rope import apply_rope, rope_tables
 
 
 def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:
-    """Sinusoids of t, cosines first: [...] -> [..., freq_dim], computed in the type of ``timestep``."""
+    """Sinusoids of t, cosines first: [...] -> [..., freq_dim], in the type of ``timestep``."""
     half = freq_dim // 2
     rates = torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(10000.0) / half)).to(
         timestep
@@ -31,14 +31,14 @@ def per_frame(x: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def modulate(normed: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """adaLN in float32, back in the type of ``normed`` [B, T, dim]; scale, shift [B, F or 1, dim]."""
+    """adaLN in float32: x [B, T, dim], scale and shift [B, F or 1, dim]; keeps the type of x."""
     x, scale = per_frame(normed, scale)
     _, shift = per_frame(normed, shift)
     return (x * (1 + scale) + shift).to(normed.dtype).view_as(normed)
 
 
 def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """x + update * gate in float32, back in the type of ``x`` [B, T, dim]; gate [B, F or 1, dim]."""
+    """x + update * gate in float32: x [B, T, dim], gate [B, F or 1, dim]; keeps the type of x."""
     u, gate = per_frame(update, gate)
     return (x.float() + (u * gate).view_as(x)).to(x.dtype)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from liveedit.config import LIVEEDIT_1_3B, DiTConfig
 from liveedit.models.block_mask import block_causal_mask, teacher_forcing_mask
 from liveedit.models.dit import CausalWanDiT
