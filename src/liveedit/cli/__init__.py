@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from liveedit import __version__
 from liveedit.errors import LiveEditError
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "profile": "rooflines, traces and layer tables",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
