@@ -254,7 +254,13 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _typed(next(a for a in args if a is not type(None)), value, where)
+        *others, last = (a for a in args if a is not type(None))
+        for other in others:
+            try:
+                return _typed(other, value, where)
+            except UsageError:
+                continue
+        return _typed(last, value, where)
     if origin is Literal:
         if value not in args:
             raise UsageError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
