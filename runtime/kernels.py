@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.resources
 from pathlib import Path
+from typing import Any
 
 from liveedit.errors import BackendError
 
@@ -19,7 +20,7 @@ HOST_LIBRARY = "libliveedit_host.so"
 DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_SIGNATURES: dict[str, list[type[ctypes._SimpleCData[object]]]] = {
+_SIGNATURES: dict[str, list[Any]] = {
     # x, scale, shift, keep_index, y, tokens, kept, width, dtype
     "mask_cache_gather": [*[_POINTER] * 5, _INT64, _INT64, _INT64, _INT],
     # x, update, store, gate, token_row, y, store_out, tokens, kept, width, dtype
