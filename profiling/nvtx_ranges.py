@@ -10,6 +10,7 @@ trace graph nodes. `liveedit profile nsys` asks for that.
 
 from __future__ import annotations
 
+import importlib
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -42,7 +43,7 @@ class _Range:
 def tracer() -> Tracer:
     """An NVTX tracer where a tool listens, else the null tracer."""
     try:
-        import nvtx
+        nvtx: Any = importlib.import_module("nvtx")
     except ImportError:
         return NULL_TRACER
     domain = nvtx.get_domain(DOMAIN)
