@@ -11,6 +11,7 @@ from liveedit import __version__
 from liveedit.errors import LiveEditError
 
 COMMANDS: dict[str, str] = {
+    "build": "TensorRT plans of a bundle",
     "profile": "rooflines, traces and layer tables",
 }
 

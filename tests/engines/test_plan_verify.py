@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_bundle
+from engine_graphs import step_model
+
+from liveedit.bundle import FileEntry, Manifest, add_files, read_manifest, write_manifest
+from liveedit.engines.plan import (
+    BuildInputs,
+    BuiltPlan,
+    PlanSet,
+    PluginLibrary,
+    as_entry,
+    here,
+    read_sets,
+)
+from liveedit.engines.verify import Environment, read_plan, select_plans
+from liveedit.errors import BundleError
+
+HERE = Environment(
+    flavour="tensorrt-rtx",
+    version="1.7.1.116",
+    platform=here(),
+    compute_capability="sm89",
+    plugins=None,
+)
+
+
+def with_plan(root: Path, **changes: Any) -> tuple[Manifest, PlanSet]:
+    """The stand-in bundle with a plan that nobody built: its bytes never reach TensorRT."""
+    manifest = read_manifest(root)
+    spec = manifest.graphs["fp16"]["dit_step"]
+    inputs = BuildInputs(
+        flavour="tensorrt-rtx",
+        version="1.7.1.116",
+        platform=here(),
+        targets=("sm86", "sm89"),
+        precision="fp16",
+        onnx={
+            f: manifest.files[f].sha256 for f in ("fp16/dit_step.onnx", "fp16/dit_step.onnx.data")
+        },
+        plugins=None,
+        profiles=(96, 32),
+    )
+    inputs = replace(inputs, **changes)
+    folder = f"engines/{inputs.key}"
+    (root / folder).mkdir(parents=True)
+    (root / folder / "dit_step.plan").write_bytes(b"plan" * 100)
+    (root / folder / "dit_step.layers.json").write_bytes(b"{}")
+    plan = BuiltPlan(
+        plan=f"{folder}/dit_step.plan",
+        layers=f"{folder}/dit_step.layers.json",
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        weights_bytes=1,
+        activation_bytes=1,
+        parse_s=0.0,
+        build_s=0.0,
+        peak_rss_bytes=1,
+    )
+    plans = PlanSet(inputs=inputs, graphs={"dit_step": plan})
+    manifest = add_files(
+        root, manifest, [plan.plan, plan.layers], plans={inputs.key: as_entry(plans)}
+    )
+    return manifest, plans
+
+
+def select(root: Path, environment: Environment = HERE, graph: str = "dit_step") -> PlanSet:
+    return select_plans(root, read_manifest(root), "fp16", environment, (graph,))[1]
+
+
+def test_a_fitting_plan_is_read_whole(bundle: Path) -> None:
+    manifest, plans = with_plan(bundle)
+    assert select(bundle) == plans
+    assert read_plan(bundle, manifest, plans, "dit_step") == b"plan" * 100
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"flavour": "tensorrt"}, "flavour is tensorrt-rtx in the plan and tensorrt here"),
+        ({"version": "1.8.0"}, r"version is 1\.7\.1\.116 in the plan and 1\.8\.0 here"),
+        ({"platform": "linux-arm64"}, "platform is .* in the plan and linux-arm64 here"),
+        ({"compute_capability": "sm90"}, "target GPU is sm86, sm89 in the plan and sm90 here"),
+        ({"compute_capability": None}, "target GPU is sm86, sm89 in the plan and no GPU here"),
+    ],
+)
+def test_another_machine_is_refused_with_both_values_and_the_command(
+    bundle: Path, change: dict[str, Any], sentence: str
+) -> None:
+    with_plan(bundle)
+    with pytest.raises(BundleError, match=f"{sentence}.*Run: liveedit build .* --precision fp16"):
+        select(bundle, replace(HERE, **change))
+
+
+def test_another_plugin_library_is_refused(bundle: Path) -> None:
+    built_with = PluginLibrary(kind="library", sha256="a" * 64)
+    with_plan(bundle, plugins=built_with)
+    assert select(bundle, replace(HERE, plugins=built_with))
+    with pytest.raises(BundleError, match=r"plugin library is library aaaaaaaaaaaa .* none here"):
+        select(bundle)
+    other = PluginLibrary(kind="library", sha256="b" * 64)
+    with pytest.raises(BundleError, match="library aaaaaaaaaaaa in the plan and library bbbbbbbb"):
+        select(bundle, replace(HERE, plugins=other))
+
+
+def test_graphs_exported_anew_make_plans_stale(bundle: Path) -> None:
+    manifest, _ = with_plan(bundle)
+    entry = FileEntry(sha256="c" * 64, bytes=3)
+    write_manifest(bundle, replace(manifest, files={**manifest.files, "fp16/dit_step.onnx": entry}))
+    with pytest.raises(BundleError, match=r"sha256 of fp16/dit_step\.onnx is .* and cccccccccccc"):
+        select(bundle)
+
+
+def test_other_shapes_are_refused(bundle: Path) -> None:
+    manifest, _ = with_plan(bundle)
+    spec = manifest.graphs["fp16"]["dit_step"]
+    wrong = replace(spec, inputs=(replace(spec.inputs[0], dtype="float32"), *spec.inputs[1:]))
+    write_manifest(bundle, replace(manifest, graphs={"fp16": {"dit_step": wrong}}))
+    with pytest.raises(BundleError, match=r"inputs of dit_step is .*float16.*float32"):
+        select(bundle)
+
+
+def test_no_plan_and_a_missing_graph_name_the_command(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path, {"dit_step": step_model(), "prompt": step_model(blocks=1)})
+    with pytest.raises(BundleError, match=r"holds no fp16 plans\. Run: liveedit build"):
+        select(root)
+    with_plan(root)
+    with pytest.raises(BundleError, match=r"lack the graph prompt\. Run: liveedit build"):
+        select(root, graph="prompt")
+
+
+def test_inputs_that_do_not_make_the_key_are_refused(bundle: Path) -> None:
+    manifest, plans = with_plan(bundle)
+    forged = replace(plans, inputs=replace(plans.inputs, targets=("sm120",)))
+    write_manifest(bundle, replace(manifest, plans={plans.inputs.key: as_entry(forged)}))
+    with pytest.raises(BundleError, match="states inputs whose key is"):
+        read_sets(read_manifest(bundle))
+
+
+def test_a_plan_is_hashed_as_read(bundle: Path) -> None:
+    manifest, plans = with_plan(bundle)
+    path = bundle / plans.graphs["dit_step"].plan
+    path.write_bytes(b"plan" * 99 + b"plaN")
+    with pytest.raises(BundleError, match="was changed: 400 bytes"):
+        read_plan(bundle, manifest, plans, "dit_step")
+    path.unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        read_plan(bundle, manifest, plans, "dit_step")
+    files = {k: v for k, v in manifest.files.items() if not k.endswith(".plan")}
+    with pytest.raises(BundleError, match="not listed"):
+        read_plan(bundle, replace(manifest, files=files), plans, "dit_step")
