@@ -1,0 +1,77 @@
+"""Clips made on the spot: every shape of video file that the tests need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+
+def picture(number: int, height_px: int, width_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A smooth background, dark at the top left, and a square that moves right."""
+    y, x = np.mgrid[0:height_px, 0:width_px]
+    image = np.stack(
+        [60 + 120 * x / width_px, 60 + 120 * y / height_px, np.full(x.shape, 90.0)], axis=-1
+    ).astype(np.uint8)
+    side = max(1, height_px // 4)
+    left = (3 * number) % max(1, width_px - side)
+    image[side : 2 * side, left : left + side] = (230, 200, 40)
+    return image
+
+
+def _tone(number: int, samples: int, sample_format: str) -> av.AudioFrame:
+    """Frame ``number`` of a 440 Hz tone at 16 kHz, mono."""
+    wave = np.sin(2 * np.pi * 440 * (np.arange(samples) + number * samples) / 16000)[None]
+    if sample_format == "s16":
+        tone = av.AudioFrame.from_ndarray((8000 * wave).astype(np.int16), "s16", "mono")
+    else:
+        tone = av.AudioFrame.from_ndarray((0.25 * wave).astype(np.float32), "fltp", "mono")
+    tone.sample_rate = 16000
+    tone.pts = number * samples
+    tone.time_base = Fraction(1, 16000)
+    return tone
+
+
+@pytest.fixture
+def make_clip(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a clip and gives its path."""
+
+    def make(
+        name: str = "clip.mp4",
+        *,
+        frames: int = 14,
+        size: tuple[int, int] = (48, 64),
+        rate: int = 30,
+        codec: str = "libx264",
+        pixel_format: str = "yuv420p",
+        times: list[int] | None = None,
+        audio: str | None = None,
+        options: dict[str, str] | None = None,
+    ) -> Path:
+        """``times`` are timestamps in milliseconds; ``size`` is (height, width)."""
+        path = tmp_path / name
+        height, width = size
+        with av.open(str(path), "w", options=options or {}) as container:
+            stream = container.add_stream(codec, rate=rate)
+            stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+            if times is not None:
+                stream.codec_context.time_base = Fraction(1, 1000)
+            sound = container.add_stream(audio, rate=16000, layout="mono") if audio else None
+            for number in range(frames):
+                frame = av.VideoFrame.from_ndarray(picture(number, height, width), format="rgb24")
+                frame.pts = number if times is None else times[number]
+                frame.time_base = Fraction(1, rate if times is None else 1000)
+                container.mux(stream.encode(frame))
+                if sound is not None:
+                    container.mux(sound.encode(_tone(number, 16000 // rate, sound.format.name)))
+            container.mux(stream.encode())
+            if sound is not None:
+                container.mux(sound.encode())
+        return path
+
+    return make
