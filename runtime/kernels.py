@@ -1,7 +1,8 @@
 """The native libraries of this package: where they lie and the C signatures of their functions.
 
-``libliveedit_plugins.so`` launches CUDA kernels on a stream; ``libliveedit_host.so`` runs the same
-kernel bodies on the CPU, for tests. Both are optional parts of an installation.
+``libliveedit_kernels.so`` launches CUDA kernels on a stream; ``libliveedit_plugins.so`` is the same
+with TensorRT's C++ adapters; ``libliveedit_host.so`` runs the same kernel bodies on the CPU, for
+tests. All are optional parts of an installation.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from liveedit.errors import BackendError
 
+KERNEL_LIBRARY = "libliveedit_kernels.so"
 PLUGIN_LIBRARY = "libliveedit_plugins.so"
 HOST_LIBRARY = "libliveedit_host.so"
 
@@ -28,7 +30,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 }
 
 
-def library_path(name: str = PLUGIN_LIBRARY) -> Path | None:
+def library_path(name: str) -> Path | None:
     """Absolute path of an installed native library, or None if this installation has none."""
     path = Path(str(importlib.resources.files("liveedit.runtime"))) / name
     return path.resolve() if path.is_file() else None
@@ -37,8 +39,8 @@ def library_path(name: str = PLUGIN_LIBRARY) -> Path | None:
 def load_kernels(path: Path) -> ctypes.CDLL:
     """Load a native library by absolute path and declare its functions.
 
-    Functions are ``liveedit_NAME(..., stream)`` of the CUDA library, ``liveedit_host_NAME(...)`` of
-    the host library. They return 0 or a CUDA error number; see ``check_launch``.
+    Functions are ``liveedit_NAME(..., stream)`` of the CUDA libraries, ``liveedit_host_NAME(...)``
+    of the host library. They return 0 or a CUDA error number; see ``check_launch``.
 
     Raises:
         BackendError: the path is relative, is not a library, or lacks a function.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,3 +31,14 @@ def host_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("no cmake or no C++ compiler")
     build = cmake_build(tmp_path_factory.mktemp("host"), "-DLIVEEDIT_PLUGINS=OFF")
     return load_kernels(build / HOST_LIBRARY)
+
+
+@pytest.fixture(scope="session")
+def cuda_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build folder of the CUDA libraries, for one architecture to save time."""
+    if any(shutil.which(tool) is None for tool in ("cmake", "c++", "nvcc")):
+        pytest.skip("no cmake, C++ compiler or nvcc")
+    options = ["-DLIVEEDIT_PLUGINS=ON", "-DCMAKE_CUDA_ARCHITECTURES=89"]
+    if headers := os.environ.get("TENSORRT_INCLUDE_DIR"):
+        options.append(f"-DTENSORRT_INCLUDE_DIR={headers}")
+    return cmake_build(tmp_path_factory.mktemp("cuda"), *options)
