@@ -1,1 +1,6 @@
 """Bundles to edited video: backends, caches, the streaming loop. Imports neither torch nor ONNX."""
+
+from liveedit.runtime.mask_cache import MaskCachePolicy
+from liveedit.runtime.stream import EditedChunk, StreamEditor
+
+__all__ = ["EditedChunk", "MaskCachePolicy", "StreamEditor"]

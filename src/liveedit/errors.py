@@ -27,3 +27,7 @@ class BackendError(LiveEditError):
 
 class CheckpointError(LiveEditError):
     """A checkpoint does not hold exactly the tensors its configuration names."""
+
+
+class StreamError(LiveEditError):
+    """A stream cannot go on; what came out before is good."""

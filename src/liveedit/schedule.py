@@ -16,7 +16,6 @@ from liveedit.config import StreamConfig
 from liveedit.errors import UsageError
 
 NUM_TRAIN_TIMESTEPS = 1000
-CLEAN_TIMESTEP = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,10 @@ class DenoisingStep:
     timestep: float
     sigma: float
     sigma_next: float
+
+
+# The pass that writes the keys and values of the finished latent; its output is not used.
+CLEAN_STEP = DenoisingStep(timestep=0.0, sigma=0.0, sigma_next=0.0)
 
 
 def sigma_table(shift: float = 5.0) -> npt.NDArray[np.float32]:

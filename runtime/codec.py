@@ -1,0 +1,135 @@
+"""Frames to latents and back, one graph call per latent, with the causal caches in the backend.
+
+The caches swap between two buffer sets, since a step may write a cache before its last reader has
+run: only a graph whose sole reader of a buffer is its writer may update it in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from liveedit.bundle import GraphSpec, Manifest, TensorSpec
+from liveedit.runtime.backend import Backend, Binding, Engine, Frames
+from liveedit.runtime.tracing import NULL_TRACER, Tracer
+
+LoadGraph = Callable[[str, list[Binding]], Engine]
+CACHE = "cache_"
+
+
+class StepGraphs:
+    """The first (if there is one) and next graph of one direction, and their caches."""
+
+    def __init__(
+        self, backend: Backend, graphs: dict[str, GraphSpec], load: LoadGraph, direction: str
+    ) -> None:
+        self._backend = backend
+        self._direction = direction
+        self._caches: set[str] = set()
+        self._allocated: set[str] = set()
+        self._side = 0
+        self.calls = 0
+        names = [f"{direction}_first", f"{direction}_next"]
+        self._names = names if names[0] in graphs else names[1:]
+        self._engines = {
+            name: load(name, [self._bind(name, graphs[name], side) for side in (0, 1)])
+            for name in self._names
+        }
+
+    def _bind(self, graph: str, spec: GraphSpec, side: int) -> Binding:
+        binding = {t.name: self._buffer(graph, t, side) for t in spec.inputs}
+        return binding | {t.name: self._buffer(graph, t, side ^ 1) for t in spec.outputs}
+
+    def _buffer(self, graph: str, tensor: TensorSpec, side: int) -> str:
+        """The buffer of a tensor, allocated at its first mention. Both graphs share the caches."""
+        buffer = f"{graph}.{tensor.name}"
+        if tensor.name.startswith(CACHE):
+            buffer = f"{self._direction}.{tensor.name.removesuffix('_out')}.{side}"
+            self._caches.add(buffer)
+        if buffer not in self._allocated:
+            self._allocated.add(buffer)
+            shape = tuple(d for d in tensor.shape if isinstance(d, int))
+            assert len(shape) == len(tensor.shape), tensor
+            self._backend.alloc(buffer, tensor.dtype, shape)
+        return buffer
+
+    def reset(self) -> None:
+        """Back to the first call, with caches of zeros."""
+        self._side = self.calls = 0
+        for buffer in self._caches:
+            self._backend.zero(buffer)
+
+    @property
+    def graph(self) -> str:
+        """The graph that the next call runs; its buffers are called ``graph.tensor``."""
+        return self._names[0 if self.calls == 0 else -1]
+
+    def run(self) -> None:
+        self._engines[self.graph].run(side=self._side)
+        self._side ^= 1
+        self.calls += 1
+
+
+class StreamingCodec:
+    """Encodes groups of frames and decodes latents of one stream, in order."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        graphs: dict[str, GraphSpec],
+        load: LoadGraph,
+        tracer: Tracer = NULL_TRACER,
+    ) -> None:
+        self._tracer = tracer
+        self._backend = backend
+        self._spec = manifest.codec
+        low, high = manifest.pixel_range
+        self._range = (low, high)
+        self._encoder = StepGraphs(backend, graphs, load, "encode")
+        self._decoder = StepGraphs(backend, graphs, load, "decode")
+        outputs = {n: g.outputs for n, g in graphs.items() if n.startswith("decode_")}
+        self._decoded = {
+            name: next(int(t.shape[2]) for t in tensors if t.name == "frames")
+            for name, tensors in outputs.items()
+        }
+        size = (max(self._decoded.values()), manifest.stream.height_px, manifest.stream.width_px)
+        self._scratch: Frames = np.empty((*size, 3), dtype=np.uint8)
+
+    def reset(self) -> None:
+        self._encoder.reset()
+        self._decoder.reset()
+
+    @property
+    def group_frames(self) -> int:
+        """Pixel frames that make the next latent."""
+        first = self._encoder.calls == 0
+        return self._spec.encode_first_frames if first else self._spec.encode_next_frames
+
+    def encode(self, frames: Frames, latent: str, row: int) -> None:
+        """Encode ``group_frames`` frames, uint8 [n, H, W, 3], into latent frame ``row``."""
+        assert len(frames) == self.group_frames, (len(frames), self.group_frames)
+        graph = self._encoder.graph
+        with self._tracer.range("upload"):
+            self._backend.write_frames(f"{graph}.frames", frames, self._range)
+        with self._tracer.range("encode"):
+            self._encoder.run()
+            self._backend.copy(f"{graph}.latent", latent, src_row=0, dst_row=row, count=1)
+
+    def decode(self, latent: str, count: int) -> Frames:
+        """Decode latent frames 0..count of a buffer. Returns uint8 [n, H, W, 3], new memory."""
+        sizes = [self._decoded[self._decoder.graph]] + [self._decoded["decode_next"]] * (count - 1)
+        trim = self._spec.decode_first_trim if self._decoder.calls == 0 else 0
+        out: Frames = np.empty((sum(sizes) - trim, *self._scratch.shape[1:]), dtype=np.uint8)
+        end = 0
+        for row, size in enumerate(sizes):
+            graph = self._decoder.graph
+            with self._tracer.range("decode"):
+                self._backend.copy(latent, f"{graph}.latent", src_row=row, dst_row=0, count=1)
+                self._decoder.run()
+            start, end = end, end + size - (trim if row == 0 else 0)
+            with self._tracer.range("download"):
+                self._backend.read_frames(f"{graph}.frames", self._scratch[:size], self._range)
+                out[start:end] = self._scratch[size - (end - start) : size]
+        return out
