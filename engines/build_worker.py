@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import importlib
 import json
 import os
 import resource
@@ -21,6 +20,7 @@ from typing import Any, TextIO
 
 from liveedit.bundle import TensorSpec
 from liveedit.config import from_dict, to_dict
+from liveedit.engines import python_plugins
 from liveedit.engines.flavour import FLAVOURS, load
 from liveedit.engines.layers import LayerTable, read_log
 from liveedit.engines.plan import BuildOptions, PluginLibrary
@@ -140,7 +140,7 @@ def _register_plugins(trt: Any, request: BuildRequest) -> None:
         if trt.get_plugin_registry().load_library(request.plugin_path) is None:
             raise WorkerError(f"the plugin library {request.plugin_path} does not load")
         return
-    importlib.import_module("liveedit.engines.python_plugins").register(trt)
+    python_plugins.register(trt)
 
 
 def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:

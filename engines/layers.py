@@ -51,6 +51,7 @@ class Layer:
     cls: LayerClass
     profile: int
     inputs: tuple[LayerTensor, ...]
+    constants: tuple[LayerTensor, ...]
     outputs: tuple[LayerTensor, ...]
     onnx: tuple[str, ...]
 
@@ -62,7 +63,10 @@ class Layer:
 
     @property
     def dtype(self) -> str:
-        """The type it computes in: that of its first input, or its output where it has none."""
+        """The type it computes in: of its first input, or of its weights where they are wider."""
+        weights = max(self.constants, key=lambda t: t.bytes, default=None)
+        if weights and weights.dtype == "Float" and self.cls in ("gemm", "conv"):
+            return "Float"
         tensors = self.inputs or self.outputs
         return tensors[0].dtype if tensors else "-"
 
@@ -99,6 +103,7 @@ def parse_layers(lines: Iterable[str]) -> list[Layer]:
                 cls=classify(fields["Name"], fields["LayerType"], outputs),
                 profile=profile,
                 inputs=inputs,
+                constants=_tensors(fields.get("Constants", "")),
                 outputs=outputs,
                 onnx=tuple(dict.fromkeys(ONNX_NODE.findall(fields.get("Metadata", "")))),
             )

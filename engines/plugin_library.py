@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import liveedit
 from liveedit.bundle import sha256_file
 from liveedit.engines.plan import PluginLibrary
+from liveedit.runtime.kernels import PLUGIN_LIBRARY, library_path
 
-LIBRARY = "libliveedit_plugins.so"
 OPERATORS = frozenset({"MaskCacheGather", "MaskCacheScatter"})
 
 
@@ -22,17 +21,14 @@ class PluginChoice:
     path: Path
 
 
-def find_plugins() -> PluginChoice | None:
-    """The C++ library of this installation, else the Python classes, else None."""
-    package = Path(liveedit.__file__).parent
-    library = package / "runtime" / LIBRARY
-    if library.is_file():
+def find_plugins() -> PluginChoice:
+    """The C++ library of this installation, else the Python classes."""
+    library = library_path(PLUGIN_LIBRARY)
+    if library is not None:
         return _choice("library", library)
-    classes = package / "engines" / "python_plugins.py"
-    return _choice("python", classes) if classes.is_file() else None
+    return _choice("python", Path(__file__).with_name("python_plugins.py"))
 
 
 def _choice(kind: Literal["library", "python"], path: Path) -> PluginChoice:
-    return PluginChoice(
-        identity=PluginLibrary(kind=kind, sha256=sha256_file(path)), path=path.resolve()
-    )
+    path = path.resolve()
+    return PluginChoice(identity=PluginLibrary(kind=kind, sha256=sha256_file(path)), path=path)

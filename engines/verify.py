@@ -35,13 +35,13 @@ def environment(flavour: str = "auto") -> Environment:
     Raises:
         BackendError: the flavour is not installed or does not load.
     """
-    chosen, plugins = resolve(flavour), find_plugins()
+    chosen = resolve(flavour)
     return Environment(
         flavour=chosen.name,
         version=version(chosen),
         platform=here(),
         compute_capability=compute_capability(),
-        plugins=plugins.identity if plugins else None,
+        plugins=find_plugins().identity,
     )
 
 
@@ -155,10 +155,9 @@ def verified_plugins(plans: PlanSet) -> Path | None:
     if stated is None:
         return None
     found = find_plugins()
-    if found is None or found.identity != stated:
-        present = _plugins(found.identity if found else None)
+    if found.identity != stated:
         raise BundleError(
-            f"the plans call the plugin {_plugins(stated)}; this installation has {present}. "
-            "Run: liveedit build BUNDLE"
+            f"the plans call the plugin {_plugins(stated)}; this installation has "
+            f"{_plugins(found.identity)}. Run: liveedit build BUNDLE"
         )
     return found.path

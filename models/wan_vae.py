@@ -198,8 +198,7 @@ class _Norm(nn.Module):
         gain = (self.gamma * self.scale).view(-1, 1, 1)
         wide = x.float()
         norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
-        out: Tensor = (wide * norm.reciprocal()).to(x.dtype) * gain
-        return out
+        return (wide * norm.reciprocal()).to(x.dtype) * gain
 
 
 class _ResidualBlock(nn.Module):

@@ -71,12 +71,12 @@ def step_model(
     tokens: int = 96,
     cache: int = 384,
     drop_lengths: bool = False,
-    stray_cast: bool = False,
+    float_linear: bool = False,
 ) -> onnx.ModelProto:
     """A diffusion step with KV caches in place, KV lengths, and a dynamic number of kept tokens.
 
     ``drop_lengths`` writes standard ``Attention`` with ``nonpad_kv_seqlen``, whose lengths the
-    TensorRT parser silently ignores. ``stray_cast`` puts a pair of casts on the hot path.
+    TensorRT parser silently ignores. ``float_linear`` leaves the output projections in FP32.
     """
     net, dim = Net(), heads * head_dim
     inputs = {
@@ -117,9 +117,12 @@ def step_model(
         else:
             a = net.op("TRT_Attention", q, k_out, v_out, "", "", "kv_length", domain=DOMAIN)
         a = net.op("Reshape", net.op("Transpose", a, perm=[0, 2, 1, 3]), merge)
-        a = net.linear(a, dim, dim)
-        if stray_cast:
-            a = net.op("Cast", net.op("Cast", a, to=TensorProto.INT32), to=TensorProto.FLOAT16)
+        if float_linear:
+            a = net.op("Cast", a, to=TensorProto.FLOAT)
+            a = net.op("MatMul", a, net.const(net.random.random((dim, dim)), np.float32))
+            a = net.op("Cast", a, to=TensorProto.FLOAT16)
+        else:
+            a = net.linear(a, dim, dim)
         filled = net.op("Where", is_kept, net.op("Gather", a, safe_row, axis=1), store_in)
         net.nodes.append(helper.make_node("Identity", [filled], [store_out]))
         outputs[store_out] = ("real", [1, tokens, dim])

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import write_bundle
+from engine_bundles import write_bundle
 from engine_graphs import step_model
 
 from liveedit.bundle import read_manifest, write_manifest

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_bundle
+from engine_bundles import write_bundle
 from engine_graphs import step_model
 
 from liveedit.bundle import FileEntry, Manifest, add_files, read_manifest, write_manifest
@@ -18,7 +18,8 @@ from liveedit.engines.plan import (
     here,
     read_sets,
 )
-from liveedit.engines.verify import Environment, read_plan, select_plans
+from liveedit.engines.plugin_library import find_plugins
+from liveedit.engines.verify import Environment, read_plan, select_plans, verified_plugins
 from liveedit.errors import BundleError
 
 HERE = Environment(
@@ -154,3 +155,16 @@ def test_a_plan_is_hashed_as_read(bundle: Path) -> None:
     files = {k: v for k, v in manifest.files.items() if not k.endswith(".plan")}
     with pytest.raises(BundleError, match="not listed"):
         read_plan(bundle, replace(manifest, files=files), plans, "dit_step")
+
+
+def test_plugins_are_loaded_only_with_the_hash_the_plans_state(bundle: Path) -> None:
+    _, plans = with_plan(bundle)
+    assert verified_plugins(plans) is None
+    present = find_plugins()
+    with_present = replace(plans, inputs=replace(plans.inputs, plugins=present.identity))
+    path = verified_plugins(with_present)
+    assert path == present.path
+    assert path.is_absolute()
+    other = PluginLibrary(kind="library", sha256="b" * 64)
+    with pytest.raises(BundleError, match=r"library bbbbbbbbbbbb; this installation has"):
+        verified_plugins(replace(plans, inputs=replace(plans.inputs, plugins=other)))
