@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from liveedit.engines.flavour import FLAVOURS, child_environment
 from liveedit.export.functions import DOMAIN, NODE_ATTRIBUTES, add_functions
 from liveedit.runtime.kernels import PLUGIN_LIBRARY
 
@@ -82,24 +82,47 @@ def block_model(dtype: str) -> onnx.ModelProto:
     return model
 
 
-def rtx_environment(links: Path) -> dict[str, str]:
-    """The RTX parser opens ``libtensorrt_rtx.so`` and aborts without it; wheels have only .so.1."""
-    spec = importlib.util.find_spec("tensorrt_rtx_libs")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    library = Path(spec.submodule_search_locations[0]) / "libtensorrt_rtx.so.1"
-    (links / "libtensorrt_rtx.so").symlink_to(library)
-    return {**os.environ, "LD_LIBRARY_PATH": f"{links}:{library.parent}"}
+def gather_first_model() -> onnx.ModelProto:
+    """The same block with a native Gather of the residual before the LayerNorm."""
+    model = block_model("float16")
+    nodes = {n.output[0]: n for n in model.graph.node}
+    constants = {
+        "zero": np.zeros((), np.int32),
+        "one": np.ones((), np.float32),
+        "ones_float": np.ones(WIDTH, np.float32),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in constants.items())
+    model.graph.ClearField("node")
+    model.graph.node.extend(
+        [
+            nodes["weight"],
+            helper.make_node("Max", ["keep_index", "zero"], ["safe"]),
+            helper.make_node("Gather", ["x", "safe"], ["rows"], axis=1),
+            helper.make_node("Cast", ["rows"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node(
+                "LayerNormalization", ["wide", "ones_float"], ["normed"], epsilon=1e-6
+            ),
+            helper.make_node("Add", ["scale", "one"], ["factor"]),
+            helper.make_node("Mul", ["normed", "factor"], ["product"]),
+            helper.make_node("Add", ["product", "shift"], ["modulated"]),
+            helper.make_node("Cast", ["modulated"], ["kept"], to=TensorProto.FLOAT16),
+            nodes["update"],
+            nodes["y"],
+        ]
+    )
+    return model
 
 
-def build(folder: Path, plugins: str, dtype: str) -> dict[str, Any]:
+def build(
+    folder: Path, plugins: str, dtype: str, model: onnx.ModelProto | None = None
+) -> dict[str, Any]:
     path = folder / "block.onnx"
-    path.write_bytes(block_model(dtype).SerializeToString())
+    path.write_bytes((model or block_model(dtype)).SerializeToString())
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("rtx_build.py")), str(path), plugins],
         capture_output=True,
         text=True,
-        env=rtx_environment(folder),
+        env=child_environment(FLAVOURS["tensorrt-rtx"], folder),
     )
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -137,6 +160,16 @@ def test_without_plugins_the_functions_are_inlined(tmp_path: Path) -> None:
     assert plugin_layers(result) == []
     for name in PLUGIN_NAMES:
         assert [layer for layer in result["layers"] if f"({name})" in layer]
+
+
+def test_gather_before_the_norm_becomes_one_kernel(tmp_path: Path) -> None:
+    """The claim of docs/plugins.md that makes the gather plugin optional."""
+    result = build(tmp_path, "none", "float16", gather_first_model())
+    kernels = [n for n in result["layers"] if "LayerType: kgen" in n]
+    assert len(kernels) == 2, kernels
+    assert "Gath" in kernels[0]
+    assert "Mean" in kernels[0]
+    assert "Datatype: Half" in kernels[0].split("Outputs:")[1]
 
 
 @pytest.mark.slow
