@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from liveedit.errors import UsageError
 from liveedit.runtime.resample import Image, Resampler
@@ -117,4 +118,16 @@ class Fit:
             return inside
         whole = np.zeros((self.source.height_px, self.source.width_px), np.uint8)
         whole[self.source_rect.slices] = inside
+        return whole
+
+    def tokens_to_source(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """[h / 16, w / 16] bool per token -> [H, W] bool, hard edges; True outside the fit."""
+        whole = np.ones((self.source.height_px, self.source.width_px), np.bool_)
+        inner, outer = self.model_rect, self.source_rect
+        # The pixel centre of each source row and column, in model pixels.
+        rows = inner.top + (np.arange(outer.height) + 0.5) * inner.height / outer.height
+        columns = inner.left + (np.arange(outer.width) + 0.5) * inner.width / outer.width
+        y = (rows * kept.shape[0] / self.model.height_px).astype(int)
+        x = (columns * kept.shape[1] / self.model.width_px).astype(int)
+        whole[outer.slices] = kept[y[:, None], x[None]]
         return whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,9 @@ from liveedit import __version__
 from liveedit.errors import LiveEditError
 
 COMMANDS: dict[str, str] = {
+    "demo": "edit the shipped clip with the shipped bundle",
+    "edit": "edit a video file",
+    "inspect": "what a bundle holds and what it asks for",
     "build": "TensorRT plans of a bundle",
     "profile": "rooflines, traces and layer tables",
 }
@@ -18,7 +22,20 @@ COMMANDS: dict[str, str] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Returns the exit code: 0, 1 or 2 on an error, 130 on Ctrl-C."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except LiveEditError as error:
+        print(f"liveedit: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("liveedit: stopped by Ctrl-C; nothing was left under the final name", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="liveedit", description="Streaming text-instructed video editing."
     )
@@ -32,11 +49,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     options = parser.parse_args(args)
-    try:
-        return int(options.run(options) or 0)
-    except LiveEditError as error:
-        print(f"liveedit: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("liveedit: stopped by Ctrl-C; nothing was left under the final name", file=sys.stderr)
-        return 130
+    return int(options.run(options) or 0)

@@ -1,0 +1,7 @@
+"""``python -m liveedit``."""
+
+import sys
+
+from liveedit.cli import main
+
+sys.exit(main())
