@@ -22,6 +22,7 @@ from liveedit.profiling.accounting import (
 )
 from liveedit.profiling.codec_accounting import codec_layers, codec_work
 from liveedit.profiling.gpus import Gpu
+from liveedit.profiling.text_table import text_table
 
 Precision = Literal["half", "8bit"]
 
@@ -157,16 +158,7 @@ def table(result: Roofline) -> str:
         )
         for r in result.rows
     ]
-    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i in (0, 1, 6) else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (head, *body)
-    ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(line.rstrip() for line in lines)
+    return text_table(head, body, left=(0, 1, 6))
 
 
 def as_dict(result: Roofline) -> dict[str, Any]:
