@@ -14,7 +14,7 @@ from liveedit.bundle import GraphSpec, Manifest, TensorSpec
 from liveedit.engines.flavour import resolve, version
 from liveedit.engines.gpu import compute_capability
 from liveedit.engines.plan import PlanSet, PluginLibrary, here, read_sets
-from liveedit.engines.plugin_library import find_plugins
+from liveedit.engines.plugin_library import PluginChoice, find_plugins
 from liveedit.errors import BundleError
 
 
@@ -145,8 +145,11 @@ def read_plan(root: Path, manifest: Manifest, plans: PlanSet, graph: str) -> byt
     return data
 
 
-def verified_plugins(plans: PlanSet) -> Path | None:
+def verified_plugins(plans: PlanSet, found: PluginChoice | None = None) -> Path | None:
     """Absolute path of the plugin implementation a set needs, its hash just checked.
+
+    Args:
+        found: an implementation; None takes this installation's.
 
     Raises:
         BundleError: it is missing or is not the one the plans were built with.
@@ -154,7 +157,7 @@ def verified_plugins(plans: PlanSet) -> Path | None:
     stated = plans.inputs.plugins
     if stated is None:
         return None
-    found = find_plugins()
+    found = found or find_plugins()
     if found.identity != stated:
         raise BundleError(
             f"the plans call the plugin {_plugins(stated)}; this installation has "

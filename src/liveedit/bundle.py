@@ -114,7 +114,11 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
     """Write ``root/bundle.json`` with a hash of its own content."""
     data = to_dict(manifest)
     data["sha256"] = hashlib.sha256(canonical(data)).hexdigest()
-    write_atomic(root / MANIFEST, json.dumps(data, indent=1, sort_keys=True).encode() + b"\n")
+    write_atomic(root / MANIFEST, _text(data))
+
+
+def _text(data: Any) -> bytes:
+    return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def file_entries(root: Path, paths: list[str]) -> dict[str, FileEntry]:
@@ -132,12 +136,13 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = root / MANIFEST
     try:
-        raw = json.loads(path.read_bytes())
+        read = path.read_bytes()
+        raw = json.loads(read)
     except FileNotFoundError:
         raise BundleError(
             f"no bundle at {root}: {MANIFEST} is missing. Make one with: liveedit export"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}. Export the bundle again.") from None
     if not isinstance(raw, dict):
         raise BundleError(f"{path} is not a manifest. Export the bundle again.")
@@ -146,12 +151,13 @@ def read_manifest(root: Path) -> Manifest:
             f"{path} has schema {raw.get('schema')!r}; this version reads {SCHEMA_VERSION}. "
             "Export the bundle again."
         )
-    stated = raw.pop("sha256", None)
     try:
+        as_written = _text(raw) == read  # the content hash cannot see spacing or a repeated key
+        stated = raw.pop("sha256", None)
         actual = hashlib.sha256(canonical(raw)).hexdigest()
     except ValueError as error:
         raise BundleError(f"{path} holds a value that is not JSON: {error}") from None
-    if stated != actual:
+    if stated != actual or not as_written:
         raise BundleError(
             f"{path} was changed after it was written (its sha256 is {actual[:12]}, it states "
             f"{str(stated)[:12]}). Export the bundle again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -240,8 +241,13 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     ]
     if missing:
         raise UsageError(f"{where}: missing key {missing[0]!r}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     return cls(**{k: _typed(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)  # evaluates every annotation anew
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 from engine_graphs import save
 
-from liveedit.bundle import CodecSpec, GraphSpec, Manifest, TensorSpec, file_entries, write_manifest
+from liveedit.bundle import (
+    CodecSpec,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+    add_files,
+    file_entries,
+    read_manifest,
+    write_manifest,
+)
 from liveedit.config import StreamConfig, named_config
+from liveedit.engines.plan import BuildInputs, BuiltPlan, PlanSet, as_entry, here
 
 STREAM = StreamConfig(
     height_px=64,
@@ -66,3 +78,45 @@ def write_bundle(root: Path, models: dict[str, onnx.ModelProto]) -> Path:
     )
     write_manifest(root, manifest)
     return root
+
+
+TABLE = b'{"layers": [], "weights_bytes": 1, "activation_bytes": [1], "warnings": []}'
+
+
+def with_plan(root: Path, **changes: Any) -> tuple[Manifest, PlanSet]:
+    """The stand-in bundle with a plan that nobody built: its bytes never reach TensorRT."""
+    manifest = read_manifest(root)
+    spec = manifest.graphs["fp16"]["dit_step"]
+    inputs = BuildInputs(
+        flavour="tensorrt-rtx",
+        version="1.7.1.116",
+        platform=here(),
+        targets=("sm86", "sm89"),
+        precision="fp16",
+        onnx={
+            f: manifest.files[f].sha256 for f in ("fp16/dit_step.onnx", "fp16/dit_step.onnx.data")
+        },
+        plugins=None,
+        profiles=(96, 32),
+    )
+    inputs = replace(inputs, **changes)
+    folder = f"engines/{inputs.key}"
+    (root / folder).mkdir(parents=True)
+    (root / folder / "dit_step.plan").write_bytes(b"plan" * 100)
+    (root / folder / "dit_step.layers.json").write_bytes(TABLE)
+    plan = BuiltPlan(
+        plan=f"{folder}/dit_step.plan",
+        layers=f"{folder}/dit_step.layers.json",
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        weights_bytes=1,
+        activation_bytes=1,
+        parse_s=0.0,
+        build_s=0.0,
+        peak_rss_bytes=1,
+    )
+    plans = PlanSet(inputs=inputs, graphs={"dit_step": plan})
+    manifest = add_files(
+        root, manifest, [plan.plan, plan.layers], plans={inputs.key: as_entry(plans)}
+    )
+    return manifest, plans

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_bundles import write_bundle
+from engine_bundles import with_plan, write_bundle
 from engine_graphs import step_model
 
-from liveedit.bundle import FileEntry, Manifest, add_files, read_manifest, write_manifest
+from liveedit.bundle import FileEntry, read_manifest, write_manifest
 from liveedit.engines.plan import (
-    BuildInputs,
-    BuiltPlan,
     PlanSet,
     PluginLibrary,
     as_entry,
@@ -29,45 +27,6 @@ HERE = Environment(
     compute_capability="sm89",
     plugins=None,
 )
-
-
-def with_plan(root: Path, **changes: Any) -> tuple[Manifest, PlanSet]:
-    """The stand-in bundle with a plan that nobody built: its bytes never reach TensorRT."""
-    manifest = read_manifest(root)
-    spec = manifest.graphs["fp16"]["dit_step"]
-    inputs = BuildInputs(
-        flavour="tensorrt-rtx",
-        version="1.7.1.116",
-        platform=here(),
-        targets=("sm86", "sm89"),
-        precision="fp16",
-        onnx={
-            f: manifest.files[f].sha256 for f in ("fp16/dit_step.onnx", "fp16/dit_step.onnx.data")
-        },
-        plugins=None,
-        profiles=(96, 32),
-    )
-    inputs = replace(inputs, **changes)
-    folder = f"engines/{inputs.key}"
-    (root / folder).mkdir(parents=True)
-    (root / folder / "dit_step.plan").write_bytes(b"plan" * 100)
-    (root / folder / "dit_step.layers.json").write_bytes(b"{}")
-    plan = BuiltPlan(
-        plan=f"{folder}/dit_step.plan",
-        layers=f"{folder}/dit_step.layers.json",
-        inputs=spec.inputs,
-        outputs=spec.outputs,
-        weights_bytes=1,
-        activation_bytes=1,
-        parse_s=0.0,
-        build_s=0.0,
-        peak_rss_bytes=1,
-    )
-    plans = PlanSet(inputs=inputs, graphs={"dit_step": plan})
-    manifest = add_files(
-        root, manifest, [plan.plan, plan.layers], plans={inputs.key: as_entry(plans)}
-    )
-    return manifest, plans
 
 
 def select(root: Path, environment: Environment = HERE, graph: str = "dit_step") -> PlanSet:
