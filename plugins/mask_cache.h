@@ -1,7 +1,7 @@
-// MaskCacheGather and MaskCacheScatter: what one thread does. docs/plugins.md states the arithmetic.
+// MaskCacheGather and MaskCacheScatter: what one thread does. docs/plugins.md has the arithmetic.
 //
-// A block owns kRowsPerBlock rows; its threads walk the columns. scale, shift and gate are read once
-// per block and column, not once per row: they are float32 and would otherwise be the larger traffic.
+// A block owns kRowsPerBlock rows; its threads walk the columns. scale, shift and gate are read
+// once per block and column, not once per row: as float32 they would be the larger traffic.
 #pragma once
 
 #include "numeric.h"
@@ -36,11 +36,11 @@ struct Geometry {
 };
 
 inline bool valid(const GatherArgs& a, int dtype) {
-    return dtype >= kFloat32 && dtype <= kBFloat16 && a.tokens >= 0 && a.kept >= 0 && a.width >= 0;
+    return valid_dtype(dtype) && a.tokens >= 0 && a.kept >= 0 && a.width >= 0;
 }
 
 inline bool valid(const ScatterArgs& a, int dtype) {
-    return dtype >= kFloat32 && dtype <= kBFloat16 && a.tokens >= 0 && a.kept >= 0 && a.width >= 0;
+    return valid_dtype(dtype) && a.tokens >= 0 && a.kept >= 0 && a.width >= 0;
 }
 
 // Whether every row of every tensor starts on 16 bytes.
@@ -57,7 +57,8 @@ inline bool wide(const ScatterArgs& a, int dtype) {
 inline Geometry geometry(int64_t rows, int64_t width, int elements_per_access) {
     const int64_t accesses = (width + elements_per_access - 1) / elements_per_access;
     const int64_t warps = (accesses + 31) / 32;
-    return {(rows + kRowsPerBlock - 1) / kRowsPerBlock, static_cast<int>(warps < 16 ? warps * 32 : 512)};
+    const int threads = warps < 16 ? static_cast<int>(warps) * 32 : 512;
+    return {(rows + kRowsPerBlock - 1) / kRowsPerBlock, threads};
 }
 
 template <class Real, int N>

@@ -1,7 +1,7 @@
 // Real types and rounding, the same bits on host and device.
 //
-// Arithmetic is float32, round to nearest even, never contracted to an fma. Every NaN result has the
-// bits the device gives it (0x7fffffff, 0x7fff), so that host and device can be compared as integers.
+// Arithmetic is float32, round to nearest even, never contracted to an fma. Every NaN result has
+// the bits the device gives it (0x7fffffff, 0x7fff), so that results can be compared as integers.
 #pragma once
 
 #include <cstdint>
@@ -53,6 +53,22 @@ LIVEEDIT_HD float add_rn(float a, float b) {
     return __fadd_rn(a, b);
 #else
     return a + b;
+#endif
+}
+
+LIVEEDIT_HD float sub_rn(float a, float b) {
+#ifdef __CUDA_ARCH__
+    return __fsub_rn(a, b);
+#else
+    return a - b;
+#endif
+}
+
+LIVEEDIT_HD float div_rn(float a, float b) {
+#ifdef __CUDA_ARCH__
+    return __fdiv_rn(a, b);
+#else
+    return a / b;
 #endif
 }
 
@@ -144,9 +160,13 @@ LIVEEDIT_HD void store_pack(T* address, const Pack<T, N>& pack) {
 }
 
 template <int N>
-struct Width {};
+struct Width {
+    static constexpr int value = N;
+};
 
 enum DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+inline bool valid_dtype(int dtype) { return dtype >= kFloat32 && dtype <= kBFloat16; }
 
 inline int dtype_bytes(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 

@@ -113,7 +113,8 @@ public:
     static bool is_modulation(int32_t position) { return position == 1 || position == 2; }
 
     int32_t getOutputShapes(DimsExprs const* inputs, int32_t num_inputs, DimsExprs const*, int32_t,
-                            DimsExprs* outputs, int32_t num_outputs, IExprBuilder&) noexcept override {
+                            DimsExprs* outputs, int32_t num_outputs,
+                            IExprBuilder&) noexcept override {
         if (num_inputs != kInputs || num_outputs != kOutputs) return kFailure;
         if (inputs[0].nbDims != 3 || inputs[3].nbDims != 1) return kFailure;
         outputs[0] = inputs[0];
@@ -121,8 +122,8 @@ public:
         return 0;
     }
 
-    int32_t onShapeChange(PluginTensorDesc const* in, int32_t num_inputs, PluginTensorDesc const* out,
-                          int32_t num_outputs) noexcept override {
+    int32_t onShapeChange(PluginTensorDesc const* in, int32_t num_inputs,
+                          PluginTensorDesc const* out, int32_t num_outputs) noexcept override {
         if (num_inputs != kInputs || num_outputs != kOutputs) return kFailure;
         const Dims& x = in[0].dims;
         const bool right = x.nbDims == 3 && is_rows(x, x.d[2]) && is_row(in[1].dims, x.d[2]) &&
@@ -152,7 +153,8 @@ public:
     int32_t getAliasedInput(int32_t output) noexcept override { return output == 1 ? 2 : -1; }
 
     int32_t getOutputShapes(DimsExprs const* inputs, int32_t num_inputs, DimsExprs const*, int32_t,
-                            DimsExprs* outputs, int32_t num_outputs, IExprBuilder&) noexcept override {
+                            DimsExprs* outputs, int32_t num_outputs,
+                            IExprBuilder&) noexcept override {
         if (num_inputs != kInputs || num_outputs != kOutputs) return kFailure;
         outputs[0] = inputs[0];
         outputs[1] = inputs[2];

@@ -22,11 +22,23 @@ HOST_LIBRARY = "libliveedit_host.so"
 DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_FLOAT, _UINT = ctypes.c_float, ctypes.c_uint32
 _SIGNATURES: dict[str, list[Any]] = {
     # x, scale, shift, keep_index, y, tokens, kept, width, dtype
     "mask_cache_gather": [*[_POINTER] * 5, _INT64, _INT64, _INT64, _INT],
     # x, update, store, gate, token_row, y, store_out, tokens, kept, width, dtype
     "mask_cache_scatter": [*[_POINTER] * 7, _INT64, _INT64, _INT64, _INT],
+    # rgb uint8 [pixels, 3], table [256] real, planes [3, pixels] real, pixels, dtype
+    "frames_in": [_POINTER, _POINTER, _POINTER, _INT64, _INT],
+    # planes, rgb, pixels, low, scale, dtype: (value - low) * scale, rounded and clamped
+    "frames_out": [_POINTER, _POINTER, _INT64, _FLOAT, _FLOAT, _INT],
+    # key uint64 [seed, chunk], out [count] real, count, draw, dtype
+    "noise": [_POINTER, _POINTER, _INT64, _UINT, _INT],
+    # buffers: addresses [num_buffers] of [groups, rows, row_bytes]; plan int64 [src, dst, count];
+    # num_buffers, groups, rows, row_bytes, most_rows, every buffer starts on 16 bytes
+    "copy_rows": [_POINTER, _POINTER, _INT64, _INT64, _INT64, _INT64, _INT64, _INT],
+    # edited, source [channels, pixels] real, out float32 [pixels], channels, pixels, dtype
+    "importance": [_POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT],
 }
 
 

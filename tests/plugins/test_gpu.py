@@ -149,3 +149,67 @@ def test_scatter(
     assert host.liveedit_host_mask_cache_scatter(*pointers, *sizes) == 0
     for device_array, host_array in zip(got, (y, out), strict=True):
         np.testing.assert_array_equal(bits(device_array), bits(host_array))
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("pixels", [35, 480 * 832])
+def test_frames(
+    device: Device, kernels: ctypes.CDLL, host: ctypes.CDLL, pixels: int, dtype: str
+) -> None:
+    rng = np.random.default_rng(pixels)
+    rgb = rng.integers(0, 256, (pixels, 3), np.uint8)
+    table = (np.arange(256) / 255).astype(REAL[dtype])
+    planes = np.zeros((3, pixels), REAL[dtype])
+    code = DTYPE_CODES[dtype]
+    addresses = [device.put(a) for a in (rgb, table, planes)]
+    assert kernels.liveedit_frames_in(*addresses, pixels, code, None) == 0
+    pointers = [a.ctypes.data for a in (rgb, table, planes)]
+    assert host.liveedit_host_frames_in(*pointers, pixels, code) == 0
+    np.testing.assert_array_equal(bits(device.get(addresses[2], planes)), bits(planes))
+
+    planes = any_bits(rng, (3, pixels), dtype)
+    source, target = device.put(planes), device.put(rgb)
+    assert kernels.liveedit_frames_out(source, target, pixels, -1.0, 127.5, code, None) == 0
+    got = device.get(target, rgb)
+    pointers = [planes.ctypes.data, rgb.ctypes.data]
+    assert host.liveedit_host_frames_out(*pointers, pixels, -1.0, 127.5, code) == 0
+    np.testing.assert_array_equal(got, rgb)
+
+
+@pytest.mark.parametrize("count", [6, 16 * 3 * 60 * 104])
+def test_noise(device: Device, kernels: ctypes.CDLL, host: ctypes.CDLL, count: int) -> None:
+    key = np.array([2**63 + 5, 2**33 + 1], np.uint64)
+    out = np.zeros(count, np.float32)
+    addresses = [device.put(key), device.put(out)]
+    assert kernels.liveedit_noise(*addresses, count, 3, 0, None) == 0
+    got = device.get(addresses[1], out)
+    assert host.liveedit_host_noise(key.ctypes.data, out.ctypes.data, count, 3, 0) == 0
+    assert (got != out).mean() < 1e-3
+    np.testing.assert_allclose(got, out, rtol=1e-6)
+
+
+@pytest.mark.parametrize("row_bytes", [256, 10])
+def test_copy_rows(device: Device, kernels: ctypes.CDLL, row_bytes: int) -> None:
+    rng = np.random.default_rng(row_bytes)
+    buffers = [rng.integers(0, 256, (12, 90, row_bytes), np.uint8) for _ in range(5)]
+    addresses = [device.put(b) for b in buffers]
+    table = device.put(np.array(addresses, np.uint64))
+    plan = device.put(np.array([60, 10, 25], np.int64))
+    sizes = (len(buffers), 12, 90, row_bytes, 30, 1)
+    assert kernels.liveedit_copy_rows(table, plan, *sizes, None) == 0
+    for address, array in zip(addresses, buffers, strict=True):
+        array[:, 10:35] = array[:, 60:85]
+        np.testing.assert_array_equal(device.get(address, array), array)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_importance(device: Device, kernels: ctypes.CDLL, host: ctypes.CDLL, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    edited, source = any_bits(rng, (2, 16, 3 * 60 * 104), dtype)
+    out = np.zeros(3 * 60 * 104, np.float32)
+    sizes = (16, out.size, DTYPE_CODES[dtype])
+    addresses = [device.put(a) for a in (edited, source, out)]
+    assert kernels.liveedit_importance(*addresses, *sizes, None) == 0
+    pointers = [a.ctypes.data for a in (edited, source, out)]
+    assert host.liveedit_host_importance(*pointers, *sizes) == 0
+    np.testing.assert_array_equal(device.get(addresses[2], out), out)
