@@ -130,6 +130,9 @@ class StreamingCodec:
                 self._decoder.run()
             start, end = end, end + size - (trim if row == 0 else 0)
             with self._tracer.range("download"):
-                self._backend.read_frames(f"{graph}.frames", self._scratch[:size], self._range)
-                out[start:end] = self._scratch[size - (end - start) : size]
+                whole = end - start == size
+                target = out[start:end] if whole else self._scratch[:size]
+                self._backend.read_frames(f"{graph}.frames", target, self._range)
+                if not whole:
+                    out[start:end] = target[size - (end - start) :]
         return out

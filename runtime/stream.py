@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from liveedit.runtime.tokenizer import PromptTokenizer
 from liveedit.runtime.tracing import NULL_TRACER, Tracer
 from liveedit.schedule import CLEAN_STEP, DenoisingStep, denoising_steps
 
+Numbers = TypeVar("Numbers", int, npt.NDArray[np.int64])
 OnNonFinite = Literal["stop", "last-good", "passthrough"]
 BACKENDS = ("onnxruntime", "null")
 REQUIRED_GRAPHS = ("text_encoder", "prompt", "dit_step", "encode_next", "decode_next")
@@ -54,6 +55,7 @@ class Position:
 
     num_in: int = 0  # source frames pushed
     num_out: int = 0  # edited frames returned
+    num_fed: int = 0  # source frames and those that a flush repeated
     num_grouped: int = 0  # frames waiting for their group
     num_encoded: int = 0  # latent frames of the next chunk
     has_good: bool = False  # a chunk came out finite
@@ -111,13 +113,12 @@ class StreamEditor:
         latent = next(t for t in self._graphs["dit_step"].inputs if t.name == "noisy")
         self._alloc("last_good", latent.dtype, tuple(int(d) for d in latent.shape))
         self._kv_buffers = [b for b in self._sizes if b.startswith(("k_cache_", "v_cache_"))]
-        self._group: Frames = np.empty(
-            (max(manifest.codec.encode_first_frames, manifest.codec.encode_next_frames),
-             stream.height_px, stream.width_px, 3), dtype=np.uint8,
-        )  # fmt: skip
-        # Source frames that may still be handed out as they are: a chunk and the codec's delay.
-        self._history: Frames = np.empty(
-            (8 * self._num_frames + len(self._group), *self._group.shape[1:]), dtype=np.uint8
+        # The source frames of a chunk and of the codec's delay, also handed out as they are.
+        # Slots are shifted so that a group of frames for the encoder never wraps.
+        size = manifest.codec.encode_next_frames
+        self._shift = -manifest.codec.encode_first_frames % size
+        self._source_frames: Frames = np.empty(
+            (2 * self._num_frames * size, stream.height_px, stream.width_px, 3), dtype=np.uint8
         )
         self._has_prompt = False
         self._bound_keep: KeepSet | None = None
@@ -237,7 +238,6 @@ class StreamEditor:
         self._ready_to_push(frames)
         chunks: list[EditedChunk] = []
         for frame in frames:
-            self._history[self._at.num_in % len(self._history)] = frame
             self._at.num_in += 1
             if self._feed(frame) and not self._finish_chunk(chunks):
                 break
@@ -255,7 +255,7 @@ class StreamEditor:
         self._open_backend()
         self._raise_failure()
         chunks: list[EditedChunk] = []
-        last = self._history[(self._at.num_in - 1) % len(self._history)].copy()
+        last = self._source_frames[self._slots(self._at.num_in - 1)].copy()
         while self._at.num_out < self._at.num_in:
             if self._feed(last) and not self._finish_chunk(chunks):
                 return chunks
@@ -394,7 +394,7 @@ class StreamEditor:
         frames = frames[: self._at.num_in - self._at.num_out]
         if passthrough:
             numbers = np.arange(self._at.num_out, self._at.num_out + len(frames))
-            frames = self._history[numbers % len(self._history)]
+            frames = self._source_frames[self._slots(numbers)]
         return frames
 
     def _recover(self) -> Literal["last-good", "passthrough"] | None:
@@ -417,15 +417,21 @@ class StreamEditor:
 
     def _feed(self, frame: npt.NDArray[np.uint8]) -> bool:
         """Add one frame; encode a full group. True when the chunk's source latent is complete."""
-        self._group[self._at.num_grouped] = frame
+        slot = self._slots(self._at.num_fed)
+        self._source_frames[slot] = frame
+        self._at.num_fed += 1
         self._at.num_grouped += 1
         if self._at.num_grouped < self._codec.group_frames:
             return False
-        group = self._group[: self._at.num_grouped]
+        group = self._source_frames[slot + 1 - self._at.num_grouped : slot + 1]
         self._at.num_grouped = 0
         self._codec.encode(group, "source", self._at.num_encoded)
         self._at.num_encoded = (self._at.num_encoded + 1) % self._num_frames
         return self._at.num_encoded == 0
+
+    def _slots(self, numbers: Numbers) -> Numbers:
+        """Where source frames lie in `_source_frames`."""
+        return (numbers + self._shift) % len(self._source_frames)
 
     # Setting up
 
