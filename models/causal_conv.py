@@ -76,17 +76,19 @@ class FrameConv3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, C, H, W] -> [(T - taps) // time_stride + 1, out_channels, H, W]."""
+        out: Tensor = F.conv2d(self._stack(x), self.kernel(), self.bias, padding=self.padding)
+        return out
+
+    def _stack(self, x: Tensor) -> Tensor:
+        """[T, C, H, W] -> [frames out, taps * C, H, W]: what each output frame sees."""
         T, _, H, W = x.shape
         if self.taps == 1:
-            pass
-        elif T == self.taps:  # one output frame: stacking is a view
-            x = x.reshape(1, -1, H, W)
-        else:
-            last = T - self.taps + 1
-            taps = [x[t : t + last : self.time_stride] for t in range(self.taps)]
-            x = torch.cat(taps, dim=1)  # [frames out, taps * C, H, W]
-        out: Tensor = F.conv2d(x, self.kernel(), self.bias, padding=self.padding)
-        return out
+            return x
+        if T == self.taps:  # one output frame: a view
+            return x.reshape(1, -1, H, W)
+        starts = T - self.taps + 1
+        taps = [x[t : t + starts : self.time_stride] for t in range(self.taps)]
+        return torch.cat(taps, dim=1)
 
     def kernel(self) -> Tensor:
         """[out_channels, taps * in_channels, k, k], taps slowest, also after ``fold_time_``."""

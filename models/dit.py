@@ -53,7 +53,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
-        return F.rms_norm(x, (x.shape[-1],), eps=self.eps) * self.weight.float()
+        return F.rms_norm(x, (x.shape[-1],), self.weight.float(), self.eps)
 
 
 class Attention(nn.Module):
@@ -185,6 +185,10 @@ class CausalWanDiT(nn.Module):
         self.head = Head(config)
         self.gradient_checkpointing = False
 
+    @property
+    def layers(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def tokens(self, noisy: Tensor, source: Tensor) -> Tensor:
         """Two latents [B, 16, F, h, w] -> [B, F * h/2 * w/2, dim]. The source comes second."""
         return self.patch_embedding(torch.cat((noisy, source), dim=1)).flatten(2).transpose(1, 2)
@@ -197,14 +201,14 @@ class CausalWanDiT(nn.Module):
 
     def time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """t [...] -> embedding e [..., dim] and block modulation e0 [..., 6, dim]."""
-        weight = self.time_embedding[0].weight
-        e = self.time_embedding(timestep_embedding(timestep, self.config.freq_dim).to(weight.dtype))
+        dtype = next(self.time_embedding.parameters()).dtype
+        e = self.time_embedding(timestep_embedding(timestep, self.config.freq_dim).to(dtype))
         return e, self.time_projection(e).unflatten(-1, (6, self.config.dim))
 
     def text_kv(self, text_embeds: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Prompt embeddings [B, text_len, text_dim], zero past the prompt -> K, V of each block."""
         context = self.text_embedding(text_embeds)
-        return [block.cross_attn.text_kv(context) for block in self.blocks]
+        return [block.cross_attn.text_kv(context) for block in self.layers]
 
     def forward(
         self,
@@ -235,7 +239,7 @@ class CausalWanDiT(nn.Module):
             frame_positions = torch.arange(frames)
         cos, sin = rope_tables(self.config.head_dim, frame_positions.cpu(), rows, columns)
         cos, sin = cos.to(x.device), sin.to(x.device)
-        for block, kv in zip(self.blocks, self.text_kv(text_embeds), strict=True):
+        for block, kv in zip(self.layers, self.text_kv(text_embeds), strict=True):
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, e0, cos, sin, kv, mask, use_reentrant=False)
             else:

@@ -44,16 +44,15 @@ def to_precision(dit: CausalWanDiT, dtype: torch.dtype) -> CausalWanDiT:
     return dit
 
 
-class DiTStep(nn.Module):
-    """Flat-input wrapper around `CausalWanDiT` for one chunk."""
+class BlockStep(nn.Module):
+    """One transformer block over one chunk, with its caches."""
 
-    def __init__(self, dit: CausalWanDiT) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.dit = dit
+        self.block = block
 
-    def block(
+    def forward(
         self,
-        block: Block,
         x: Tensor,
         e0: Tensor,
         rope: tuple[Tensor, Tensor],
@@ -61,12 +60,13 @@ class DiTStep(nn.Module):
         cross: tuple[Tensor, Tensor],
         caches: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [1, L, dim] -> x, K cache, V cache, attention store."""
         keep_index, token_row, write_index, kv_length = indices
         k_cache, v_cache, store = caches
-        attn = block.self_attn
-        pieces = block.pieces(e0)
+        attn = self.block.self_attn
+        pieces = self.block.pieces(e0)
         shift, scale, gate = pieces[:3]
-        h = ops.mask_cache_gather(block.norm(x), scale, shift, keep_index)
+        h = ops.mask_cache_gather(self.block.norm(x), scale, shift, keep_index)
         q = ops.rotary(attn.heads(attn.norm_q(attn.q(h))), *rope)
         q = (q * attn.head_dim**-0.5).to(x.dtype)
         k = ops.rotary(attn.heads(attn.norm_k(attn.k(h))), *rope).to(x.dtype)
@@ -74,7 +74,16 @@ class DiTStep(nn.Module):
         v_cache = ops.kv_update(v_cache, attn.heads(attn.v(h)), write_index)
         out = attn.merge(ops.kv_attention(q, k_cache, v_cache, kv_length))
         x, store = ops.mask_cache_scatter(x, out, store, gate, token_row)
-        return block.text_and_ffn(x, pieces, *cross), k_cache, v_cache, store
+        return self.block.text_and_ffn(x, pieces, *cross), k_cache, v_cache, store
+
+
+class DiTStep(nn.Module):
+    """Flat-input wrapper around `CausalWanDiT` for one chunk."""
+
+    def __init__(self, dit: CausalWanDiT) -> None:
+        super().__init__()
+        self.dit = dit
+        self.steps = nn.ModuleList(BlockStep(block) for block in dit.layers)
 
     def forward(
         self,
@@ -106,21 +115,13 @@ class DiTStep(nn.Module):
         e, e0 = self.dit.time(timestep)
         e, e0 = e.unsqueeze(0), e0.unsqueeze(0)  # [1, 1, ...]: one time for the whole chunk
         kept = keep_index.clamp(min=0).long()
-        rope = (rope_cos[:, kept], rope_sin[:, kept])
+        rope = (rope_cos.index_select(1, kept), rope_sin.index_select(1, kept))
         indices = (keep_index, token_row, write_index, kv_length)
         new: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        for i, block in enumerate(self.dit.blocks):
-            assert isinstance(block, Block), block
-            x, *caches = self.block(
-                block,
-                x,
-                e0,
-                rope,
-                indices,
-                (cross_k[i], cross_v[i]),
-                (k_cache[i], v_cache[i], attn_store[i]),
-            )
-            for tensors, tensor in zip(new, caches, strict=True):
+        for i, step in enumerate(self.steps):
+            cross, caches = (cross_k[i], cross_v[i]), (k_cache[i], v_cache[i], attn_store[i])
+            x, *updated = step(x, e0, rope, indices, cross, caches)
+            for tensors, tensor in zip(new, updated, strict=True):
                 tensors.append(tensor)
         velocity = self.dit.unpatchify(self.dit.head(x, e), frames, height // 2, width // 2)
         x0 = noisy.float() - sigma * velocity.float()

@@ -198,7 +198,8 @@ class _Norm(nn.Module):
         gain = (self.gamma * self.scale).view(-1, 1, 1)
         wide = x.float()
         norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
-        return (wide * norm.reciprocal()).to(x.dtype) * gain
+        out: Tensor = (wide * norm.reciprocal()).to(x.dtype) * gain
+        return out
 
 
 class _ResidualBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Clips made on the spot: every shape of video file that the tests need."""
+"""Clips made on the spot, and small bundles with random weights, exported once per session."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from micro import MICRO, MICRO_WAN, make_bundle
 
 
 def picture(number: int, height_px: int, width_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -75,3 +76,15 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def micro_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TAEHV editor of 48 x 64 px, fp32 and fp16, window 9 with sink 3."""
+    return make_bundle(tmp_path_factory.mktemp("micro") / "bundle", MICRO, ("fp32", "fp16"))
+
+
+@pytest.fixture(scope="session")
+def micro_wan_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same editor with a Wan VAE, fp32."""
+    return make_bundle(tmp_path_factory.mktemp("micro_wan") / "bundle", MICRO_WAN, ("fp32",))

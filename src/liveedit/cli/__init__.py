@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "edit": "edit a video file",
     "inspect": "what a bundle holds and what it asks for",
     "build": "TensorRT plans of a bundle",
+    "export": "checkpoints to a bundle of ONNX graphs",
     "profile": "rooflines, traces and layer tables",
 }
 
