@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from liveedit.config import DiTConfig, TextEncoderConfig, WanVAEConfig
+from liveedit.config import DiTConfig, TAEHVConfig, TextEncoderConfig, WanVAEConfig
 from liveedit.errors import CheckpointError
 from liveedit.export.tensor_file import read_tensor_file
 from liveedit.models.dit import CausalWanDiT
+from liveedit.models.taehv import TAEHV, trim_growth
 from liveedit.models.umt5 import UMT5Encoder
 from liveedit.models.wan_vae import WanVAE
 
@@ -102,6 +103,13 @@ def load_text_encoder(path: Path, config: TextEncoderConfig) -> State:
     """``models_t5_umt5-xxl-enc-bf16.pth``. Raises CheckpointError like `load_dit`."""
     state = plain_names(_tensors(read_tensor_file(path), path), path)
     return verify(state, expected_shapes(UMT5Encoder, config), path)
+
+
+def load_taehv(path: Path, config: TAEHVConfig) -> State:
+    """``taew2_1.pth`` or its safetensors form. Raises CheckpointError like `load_dit`."""
+    state = plain_names(_tensors(read_tensor_file(path), path), path)
+    state = trim_growth(state, _meta(TAEHV, config))
+    return verify(state, expected_shapes(TAEHV, config), path)
 
 
 def verify(state: Mapping[str, Tensor], expected: Expected, source: Path | str) -> State:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from liveedit.config import ModelConfig, TAEHVConfig
+from liveedit.errors import UsageError
+from liveedit.export.checkpoints import load_dit, load_taehv, load_text_encoder, load_wan_vae
 from liveedit.export.graphs import build_codec
 from liveedit.export.random_weights import RandomWeights
-from liveedit.export.tokenizer import byte_tokenizer
+from liveedit.export.tokenizer import byte_tokenizer, wan_tokenizer
 from liveedit.models.dit import CausalWanDiT
 from liveedit.models.umt5 import UMT5Encoder
 
@@ -44,5 +47,24 @@ def random_sources(model: ModelConfig, seed: int) -> tuple[Weights, bytes, dict[
 def checkpoint_sources(
     model: ModelConfig, checkpoint: Path, wan: Path, taehv: Path | None, *, ema: bool
 ) -> tuple[Weights, bytes, dict[str, str]]:
-    """The official files, memory-mapped and strictly checked, and the tokenizer of ``wan``."""
-    raise NotImplementedError
+    """The official files, memory-mapped and strictly checked, and the tokenizer of ``wan``.
+
+    Args:
+        checkpoint: the LiveEdit DiT.
+        wan: the Wan2.1-T2V-1.3B folder.
+        taehv: the TAEHV file, if ``model`` has that codec.
+
+    Raises:
+        CheckpointError: a file is missing or is not exactly what ``model`` names.
+    """
+    weights: Weights = {"dit": load_dit(checkpoint, model.dit, ema=ema)}
+    if model.wan_vae is not None:
+        weights["codec"] = load_wan_vae(wan / "Wan2.1_VAE.pth", model.wan_vae)
+    elif taehv is None:
+        raise UsageError(f"{model.name} uses TAEHV as its codec: add --taehv with its file")
+    else:
+        assert model.taehv is not None
+        weights["codec"] = load_taehv(taehv, model.taehv)
+    text_encoder = wan / "models_t5_umt5-xxl-enc-bf16.pth"
+    weights["text_encoder"] = load_text_encoder(text_encoder, model.text)
+    return weights, wan_tokenizer(wan), {"checkpoint": checkpoint.name}

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from liveedit.config import DiTConfig, TextEncoderConfig, WanVAEConfig
+from liveedit.config import DiTConfig, TAEHVConfig, TextEncoderConfig, WanVAEConfig
 from liveedit.errors import CheckpointError
 from liveedit.export import checkpoints
 from liveedit.models.dit import CausalWanDiT
+from liveedit.models.taehv import TAEHV
 from liveedit.models.umt5 import UMT5Encoder
 from liveedit.models.wan_vae import WanVAE
 
@@ -248,3 +249,13 @@ def test_loading_the_real_size(tmp_path: Path) -> None:
     print(f"file {size / 2**30:.2f} GiB, process {before / 2**30:.2f}, peak {peak / 2**30:.2f}")
     assert size > 2 * 1_419_095_104
     assert peak < 1.3 * size
+
+
+def test_taehv_keeps_the_last_rows_of_a_taller_grow_weight(tmp_path: Path) -> None:
+    config = TAEHVConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8))
+    state = TAEHV(config).state_dict()
+    taller = {**state, "decoder.7.conv.weight": torch.randn(32, 16, 1, 1)}
+    torch.save(taller, tmp_path / "taew2_1.pth")
+    loaded = checkpoints.load_taehv(tmp_path / "taew2_1.pth", config)
+    assert torch.equal(loaded["decoder.7.conv.weight"], taller["decoder.7.conv.weight"][-16:])
+    assert loaded.keys() == state.keys()
