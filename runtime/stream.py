@@ -28,7 +28,7 @@ from liveedit.schedule import CLEAN_STEP, DenoisingStep, denoising_steps
 Numbers = TypeVar("Numbers", int, npt.NDArray[np.int64])
 OnNonFinite = Literal["stop", "last-good", "passthrough"]
 BACKENDS = ("onnxruntime", "null")
-REQUIRED_GRAPHS = ("text_encoder", "prompt", "dit_step", "encode_next", "decode_next")
+REQUIRED_GRAPHS = ("prompt", "dit_step", "encode_next", "decode_next")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,9 @@ class StreamEditor:
         self._sizes: dict[str, tuple[DType, tuple[int, ...]]] = {}
         self._tracer = tracer
         self._codec = StreamingCodec(backend, manifest, self._graphs, self._load, tracer)
-        self._text_encoder = self._load("text_encoder", [self._bind("text_encoder")])
+        self._text_encoder = None
+        if "text_encoder" in self._graphs:
+            self._text_encoder = self._load("text_encoder", [self._bind("text_encoder")])
         self._prompt = self._load("prompt", [self._bind("prompt")])
         self._dit_step = self._load("dit_step", [self._bind("dit_step")])
         latent = next(t for t in self._graphs["dit_step"].inputs if t.name == "noisy")
@@ -143,7 +145,7 @@ class StreamEditor:
         Args:
             bundle: its directory.
             backend: `onnxruntime` or `null`. Never replaced by another one.
-            precision: of the graphs; None takes float32 if the bundle holds it, else its only one.
+            precision: of the graphs; None takes fp32 if the bundle holds it, else its only one.
             mask_cache: None takes the released policy with keep ratio 0.3.
             seed: of the noise. Same seed, frames and prompts: same output.
             threads: per graph; None takes every core.
@@ -213,13 +215,41 @@ class StreamEditor:
             The number of the first chunk that it edits. Its frames may have been pushed already.
 
         Raises:
-            UsageError: the prompt is empty or too long, or the editor is closed.
+            UsageError: the prompt is empty or too long, the bundle holds no text encoder, or
+                the editor is closed.
         """
         backend = self._open_backend()
         input_ids, attention_mask = self._tokenizer.encode(text)
+        if self._text_encoder is None:
+            raise UsageError(
+                "this bundle holds no text encoder; give set_text_embeds an encoded prompt, or "
+                "export the bundle with its text encoder"
+            )
         backend.write("input_ids", input_ids)
         backend.write("attention_mask", attention_mask)
         self._text_encoder.run()
+        return self._take_text()
+
+    def set_text_embeds(self, embeds: npt.NDArray[np.float32]) -> int:
+        """Like `set_prompt`, for a prompt encoded elsewhere.
+
+        Args:
+            embeds: [1, text_len, text_dim], zero rows after the prompt.
+
+        Raises:
+            UsageError: wrong shape, a value that is not finite, or the editor is closed.
+        """
+        backend = self._open_backend()
+        shape = self._sizes["text_embeds"][1]
+        if np.shape(embeds) != shape or not np.isfinite(embeds).all():
+            raise UsageError(
+                f"text embeddings are {list(np.shape(embeds))}; this bundle takes finite values "
+                f"of shape {list(shape)}"
+            )
+        backend.write("text_embeds", embeds)
+        return self._take_text()
+
+    def _take_text(self) -> int:
         self._prompt.run()
         self._mask.reset()
         self._has_prompt = True
@@ -490,8 +520,8 @@ def choose_precision(root: Path, manifest: Manifest, precision: str | None) -> s
     """
     held = ", ".join(sorted(manifest.graphs)) or "none"
     if precision is None:
-        default = "float32" in manifest.graphs or len(manifest.graphs) != 1
-        precision = "float32" if default else next(iter(manifest.graphs))
+        default = "fp32" in manifest.graphs or len(manifest.graphs) != 1
+        precision = "fp32" if default else next(iter(manifest.graphs))
     if precision not in manifest.graphs:
         raise BundleError(
             f"{root} holds no {precision} graphs; it holds {held}. "

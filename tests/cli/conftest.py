@@ -18,7 +18,7 @@ from liveedit.bundle import add_files
 def bundle(tmp_path: Path) -> Path:
     root = tmp_path / "bundle"
     manifest = make_manifest(root)
-    names = [graph.file for graph in manifest.graphs["float32"].values()]
+    names = [graph.file for graph in manifest.graphs["fp32"].values()]
     for name in names:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"graph " + name.encode())

@@ -80,7 +80,7 @@ def test_sound_that_does_not_fit_is_said(bundle, out, make_clip, capsys):
 
 
 def change_a_byte(bundle: Path) -> None:
-    path = bundle / "float32" / "dit_step.onnx"
+    path = bundle / "fp32" / "dit_step.onnx"
     data = bytearray(path.read_bytes())
     data[3] ^= 1
     path.write_bytes(data)
@@ -94,7 +94,7 @@ def change_the_manifest(bundle: Path) -> None:
 BAD_BUNDLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "changed byte": (change_a_byte, "was changed"),
     "changed manifest": (change_the_manifest, "was changed after it was written"),
-    "missing graph": (lambda b: (b / "float32" / "prompt.onnx").unlink(), "is missing"),
+    "missing graph": (lambda b: (b / "fp32" / "prompt.onnx").unlink(), "is missing"),
     "cut tokenizer": (lambda b: (b / "tokenizer.json").write_text("{"), "has 1 bytes"),
     "no manifest": (lambda b: (b / "bundle.json").unlink(), "liveedit export"),
 }

@@ -23,13 +23,13 @@ def test_json_and_table_agree(bundle, capsys):
     assert facts["frame"] == {"height_px": 32, "width_px": 48}
     assert [s["timestep"] for s in facts["steps"]] == [1000, 750, 500, 250]
     assert facts["total_bytes"] == sum(facts["files"].values())
-    assert set(facts["graphs"]["float32"]) >= {"dit_step", "prompt", "encode_next"}
+    assert set(facts["graphs"]["fp32"]) >= {"dit_step", "prompt", "encode_next"}
     for text in ("48 x 32 px", "window  12", "1000, 750, 500, 250", "taehv", "dit_step.onnx"):
         assert text in table
 
 
 def test_a_changed_file_is_found_with_verify(bundle, capsys):
-    (bundle / "float32" / "prompt.onnx").write_bytes(b"other")
+    (bundle / "fp32" / "prompt.onnx").write_bytes(b"other")
     assert main(["inspect", str(bundle)]) == 0
     assert main(["inspect", str(bundle), "--verify"]) == 1
     assert "prompt.onnx has 5 bytes" in capsys.readouterr().err
@@ -40,20 +40,20 @@ def test_memory_budget_equals_what_the_editor_allocates(tmp_path, codec):
     manifest = make_manifest(tmp_path, codec=codec)
     backend = NullBackend()
     StreamEditor(
-        tmp_path, manifest, backend, precision="float32", mask_cache=MaskCachePolicy()
+        tmp_path, manifest, backend, precision="fp32", mask_cache=MaskCachePolicy()
     ).close()
-    budget = memory_budget(manifest, "float32")
+    budget = memory_budget(manifest, "fp32")
     assert sum(budget.values()) == sum(backend.sizes.values()) - backend.sizes["last_good"]
 
 
 def test_memory_budget_by_hand(bundle):
     model, stream = micro_model("taehv"), micro_stream()
-    dit, budget = model.dit, memory_budget(read_manifest(bundle), "float32")
+    dit, budget = model.dit, memory_budget(read_manifest(bundle), "fp32")
     kv = dit.num_heads * stream.kv_cache_length * dit.head_dim
     assert budget["kv_cache"] == 4 * dit.num_layers * 2 * kv
     assert budget["stored_outputs"] == 4 * dit.num_layers * stream.block_seq_length * dit.dim
     one_latent = 16 * stream.latent_height * stream.latent_width
     picture = 3 * stream.height_px * stream.width_px
     assert budget["codec_caches"] == 4 * 2 * (picture + one_latent)  # two sets
-    graphs = (bundle / "float32").iterdir()
+    graphs = (bundle / "fp32").iterdir()
     assert budget["weights"] == sum(p.stat().st_size for p in graphs)

@@ -94,7 +94,7 @@ def dit_step_spec(model: ModelConfig, stream: StreamConfig, real: DType = "float
         outputs += [spec(f"{t.name}_out", real, *t.shape) for t in state]
         aliases |= {f"{t.name}_out": t.name for t in state}
     return GraphSpec(
-        file="float32/dit_step.onnx",
+        file="fp32/dit_step.onnx",
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         aliases=aliases,
@@ -108,7 +108,7 @@ def text_specs(model: ModelConfig, real: DType = "float32") -> dict[str, GraphSp
     cross = (1, dit.num_heads, dit.text_len, dit.head_dim)
     return {
         "text_encoder": GraphSpec(
-            file="float32/text_encoder.onnx",
+            file="fp32/text_encoder.onnx",
             inputs=tuple(
                 TensorSpec(name=n, dtype="int64", shape=ids)
                 for n in ("input_ids", "attention_mask")
@@ -116,7 +116,7 @@ def text_specs(model: ModelConfig, real: DType = "float32") -> dict[str, GraphSp
             outputs=(embeds,),
         ),
         "prompt": GraphSpec(
-            file="float32/prompt.onnx",
+            file="fp32/prompt.onnx",
             inputs=(embeds,),
             outputs=tuple(
                 TensorSpec(name=f"cross_{x}_{i:02}", dtype=real, shape=cross)
@@ -142,7 +142,7 @@ def codec_specs(
         shape = (1, 3, 1, H, W) if encode else latent.shape
         cache = TensorSpec(name="cache_00", dtype=real, shape=shape)
         return GraphSpec(
-            file=f"float32/{name}.onnx",
+            file=f"fp32/{name}.onnx",
             inputs=(frames if encode else latent, cache),
             outputs=(
                 latent if encode else frames,
@@ -180,7 +180,7 @@ def make_manifest(
         model=model,
         stream=stream,
         codec=CODECS[codec],
-        graphs={"float32": graphs},
+        graphs={"fp32": graphs},
         files=file_entries(root, ["tokenizer.json"]),
     )
     write_manifest(root, manifest)

@@ -39,7 +39,7 @@ def fill(
 
 def test_an_aliased_output_is_written_where_its_input_lies(tmp_path: Path) -> None:
     manifest = make_bundle(tmp_path, stream=micro_stream())
-    spec = manifest.graphs["float32"]["dit_step"]
+    spec = manifest.graphs["fp32"]["dit_step"]
     tokens = manifest.stream.block_seq_length
     results: list[dict[str, Array]] = []
     for in_place in (True, False):

@@ -168,8 +168,8 @@ def test_open_refuses(tmp_path: Path) -> None:
     make_manifest(tmp_path)
     with pytest.raises(BackendError, match="no backend 'cuda'"):
         StreamEditor.open(tmp_path, backend="cuda")
-    with pytest.raises(BundleError, match="holds no float16 graphs; it holds float32"):
-        StreamEditor.open(tmp_path, precision="float16")
+    with pytest.raises(BundleError, match="holds no fp16 graphs; it holds fp32"):
+        StreamEditor.open(tmp_path, precision="fp16")
     with pytest.raises(BundleError, match="not listed"):
         StreamEditor.open(tmp_path)
     with pytest.raises(UsageError, match="threads must be at least 1"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from bundle_factory import Codec, micro_stream
 from toy_bundle import make_bundle, weights
 
-from liveedit.bundle import Manifest, read_manifest
+from liveedit.bundle import Manifest, read_manifest, write_manifest
 from liveedit.config import StreamConfig
-from liveedit.errors import BackendError, BundleError, StreamError
+from liveedit.errors import BackendError, BundleError, StreamError, UsageError
 from liveedit.runtime import EditedChunk, MaskCachePolicy, StreamEditor
 from liveedit.runtime.mask_cache import importance_map, paper_tokens, released_tokens
 from liveedit.runtime.noise import normal
@@ -234,6 +235,25 @@ def test_a_prompt_change_equals_the_naive_loop(tmp_path: Path) -> None:
     assert (joined(chunks)[33:57] != unchanged[33:57]).any()
 
 
+def test_text_embeddings_stand_in_for_a_prompt(tmp_path: Path) -> None:
+    manifest = make_bundle(tmp_path, stream=stream_of())
+    frames = moving_clip(24)
+    embeds = np.zeros((1, 6, 8), dtype=np.float32)
+    embeds[0, :5] = weights(24, 2)["table"][[3, 4, 5, 6, 1]]
+    graphs = {n: g for n, g in manifest.graphs["fp32"].items() if n != "text_encoder"}
+    write_manifest(tmp_path, replace(manifest, graphs={"fp32": graphs}))
+    with StreamEditor.open(tmp_path, threads=1) as editor:
+        with pytest.raises(UsageError, match="holds no text encoder; give set_text_embeds"):
+            editor.set_prompt(PROMPT)
+        for wrong in (embeds[0], embeds * np.nan):
+            with pytest.raises(UsageError, match=r"takes finite values of shape \[1, 6, 8\]"):
+                editor.set_text_embeds(wrong)
+        assert editor.set_text_embeds(embeds) == 0
+        chunks = editor.push(frames)
+    write_manifest(tmp_path, manifest)
+    assert (joined(chunks) == joined(run(tmp_path, frames))[:21]).all()
+
+
 def test_piece_sizes_do_not_matter_and_seeds_do(tmp_path: Path) -> None:
     make_bundle(tmp_path, codec="wan_vae", stream=stream_of(keep_bucket=8))
     frames = moving_clip(55)
@@ -355,7 +375,7 @@ def test_one_frame(tmp_path: Path) -> None:
 
 def test_a_changed_file_is_not_loaded(tmp_path: Path) -> None:
     make_bundle(tmp_path)
-    path = tmp_path / "float32" / "prompt.onnx"
+    path = tmp_path / "fp32" / "prompt.onnx"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -368,7 +388,7 @@ def test_a_changed_file_is_not_loaded(tmp_path: Path) -> None:
 
 def test_a_graph_other_than_its_manifest_is_not_loaded(tmp_path: Path) -> None:
     manifest = make_bundle(tmp_path)
-    graphs = manifest.graphs["float32"]
+    graphs = manifest.graphs["fp32"]
     (tmp_path / graphs["decode_next"].file).replace(tmp_path / graphs["encode_next"].file)
     with pytest.raises(BackendError, match="disagree about tensor"):
         StreamEditor.open(tmp_path, verify=False)

@@ -129,7 +129,7 @@ def make_bundle(
     """Write the graphs and a manifest that lists them."""
     manifest = make_manifest(root, codec=codec, stream=stream)
     model, stream = manifest.model, manifest.stream
-    dit, graphs = model.dit, manifest.graphs["float32"]
+    dit, graphs = model.dit, manifest.graphs["fp32"]
     w = weights(dit.dim, dit.num_layers)
     F, h, wd = stream.num_frame_per_block, stream.latent_height, stream.latent_width
     half_h, half_w, heads, d = h // 2, wd // 2, dit.num_heads, dit.head_dim
