@@ -17,6 +17,7 @@ from liveedit.config import ModelConfig, StreamConfig
 from liveedit.export.trace import flat_names, specs, trace
 from liveedit.models.dit import CausalWanDiT
 from liveedit.models.dit_step import DiTStep, Prompt, to_precision
+from liveedit.models.patch_codec import PatchCodec
 from liveedit.models.taehv import TAEHV
 from liveedit.models.umt5 import UMT5Encoder
 from liveedit.models.wan_vae import WanVAE
@@ -59,12 +60,9 @@ class _Decode(nn.Module):
 
 
 def codec_spec(model: ModelConfig) -> CodecSpec:
-    if model.codec == "wan_vae":
-        return CodecSpec(
-            encode_first_frames=1, encode_next_frames=4, decode_first_trim=0, encode_delay=0
-        )
+    first, trim = {"wan_vae": (1, 0), "taehv": (4, 3), "patch": (4, 0)}[model.codec]
     return CodecSpec(
-        encode_first_frames=4, encode_next_frames=4, decode_first_trim=3, encode_delay=3
+        encode_first_frames=first, encode_next_frames=4, decode_first_trim=trim, encode_delay=trim
     )
 
 
@@ -110,8 +108,10 @@ def build_dit(model: ModelConfig) -> Callable[[torch.dtype], CausalWanDiT]:
 def build_codec(model: ModelConfig, dtype: torch.dtype) -> nn.Module:
     if model.wan_vae is not None:
         return WanVAE(model.wan_vae).to(dtype)
-    assert model.taehv is not None
-    return TAEHV(model.taehv).to(dtype)
+    if model.taehv is not None:
+        return TAEHV(model.taehv).to(dtype)
+    assert model.patch is not None
+    return PatchCodec(model.patch).to(dtype)
 
 
 def _codec_step(
@@ -174,8 +174,8 @@ def graphs(model: ModelConfig, stream: StreamConfig) -> dict[str, Graph]:
     }
     latent = (1, c.latent_channels, 1, stream.latent_height, stream.latent_width)
     for call in ("first", "next"):
-        if call == "first" and model.codec == "taehv":
-            continue  # its first call differs only in what the caller drops
+        if call == "first" and model.codec != "wan_vae":
+            continue  # a first call of the others differs at most in what the caller drops
         first = call == "first"
         count = 1 if first else 4
         out[f"encode_{call}"] = Graph(

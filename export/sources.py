@@ -25,7 +25,7 @@ def with_taehv(model: ModelConfig) -> ModelConfig:
     """The same editor with TAEHV as its codec."""
     if model.taehv is not None:
         return model
-    return replace(model, wan_vae=None, taehv=TAEHVConfig())
+    return replace(model, wan_vae=None, patch=None, taehv=TAEHVConfig())
 
 
 def modules(model: ModelConfig) -> dict[str, nn.Module]:
@@ -60,11 +60,10 @@ def checkpoint_sources(
     weights: Weights = {"dit": load_dit(checkpoint, model.dit, ema=ema)}
     if model.wan_vae is not None:
         weights["codec"] = load_wan_vae(wan / "Wan2.1_VAE.pth", model.wan_vae)
-    elif taehv is None:
-        raise UsageError(f"{model.name} uses TAEHV as its codec: add --taehv with its file")
-    else:
-        assert model.taehv is not None
+    elif model.taehv is not None and taehv is not None:
         weights["codec"] = load_taehv(taehv, model.taehv)
+    else:
+        raise UsageError(f"{model.name} has a codec of its own that official files do not hold")
     text_encoder = wan / "models_t5_umt5-xxl-enc-bf16.pth"
     weights["text_encoder"] = load_text_encoder(text_encoder, model.text)
     return weights, wan_tokenizer(wan), {"checkpoint": checkpoint.name}

@@ -82,6 +82,15 @@ class TAEHVConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchCodecConfig:
+    """Linear patch encoder and latent-grid decoder. Space / 8, time / 4, no delay."""
+
+    width: int = 128
+    num_blocks: int = 6
+    latent_channels: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The networks of one editor."""
 
@@ -90,10 +99,13 @@ class ModelConfig:
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     wan_vae: WanVAEConfig | None = field(default_factory=WanVAEConfig)
     taehv: TAEHVConfig | None = None
+    patch: PatchCodecConfig | None = None
 
     def __post_init__(self) -> None:
-        if (self.wan_vae is None) == (self.taehv is None):
-            raise UsageError(f"model {self.name!r} needs exactly one codec: wan_vae or taehv")
+        if [self.wan_vae, self.taehv, self.patch].count(None) != 2:
+            raise UsageError(
+                f"model {self.name!r} needs exactly one codec: wan_vae, taehv or patch"
+            )
         if self.text.dim != self.dit.text_dim:
             raise UsageError(
                 f"text encoder width {self.text.dim} differs from the DiT's text_dim "
@@ -101,8 +113,10 @@ class ModelConfig:
             )
 
     @property
-    def codec(self) -> Literal["wan_vae", "taehv"]:
-        return "wan_vae" if self.wan_vae is not None else "taehv"
+    def codec(self) -> Literal["wan_vae", "taehv", "patch"]:
+        if self.wan_vae is not None:
+            return "wan_vae"
+        return "taehv" if self.taehv is not None else "patch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +191,7 @@ TINY = ModelConfig(
         vocab_size=1024, dim=128, dim_attn=128, ffn_dim=256, num_heads=4, num_layers=2
     ),
     wan_vae=None,
-    taehv=TAEHVConfig(
-        encoder_width=32, decoder_widths=(128, 64, 32, 32), pixel_convention="native"
-    ),
+    patch=PatchCodecConfig(),
 )
 TINY_STREAM = StreamConfig(
     height_px=128, width_px=224, local_attn_size=12, sink_size=3, keep_bucket=16
