@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import math
 import os
 import shutil
@@ -26,11 +27,14 @@ from liveedit.bundle import (
     read_manifest,
     verify_file,
 )
-from liveedit.config import StreamConfig
+from liveedit.config import StreamConfig, from_dict
 from liveedit.engines.build_worker import BuildRequest, read_io
 from liveedit.engines.child import Progress, run_worker
 from liveedit.engines.flavour import FLAVOURS, Flavour, check_targets, resolve, version
+from liveedit.engines.gate import dropped_operands, findings
 from liveedit.engines.gpu import compute_capability, driver_version
+from liveedit.engines.graph_facts import GraphFacts, read_facts
+from liveedit.engines.layers import LayerTable
 from liveedit.engines.onnx_files import verified_graph
 from liveedit.engines.plan import (
     BuildInputs,
@@ -125,11 +129,13 @@ def _build(
     progress: TextIO,
 ) -> BuildPlan:
     onnx: dict[str, str] = {}
+    facts: dict[str, GraphFacts] = {}
     weights_bytes: dict[str, int] = {}
     calls_plugins = False
     for name, spec in manifest.graphs[precision].items():
         model, files = verified_graph(root, manifest, spec)
         onnx |= files
+        facts[name] = read_facts(model)
         weights_bytes[name] = sum(manifest.files[f].bytes for f in files)
         calls_plugins |= plugins is not None and any(
             n.op_type in OPERATORS for n in model.graph.node
@@ -153,7 +159,7 @@ def _build(
             reused.append(name)
             continue
         _need_space(root, name, weights_bytes[name])
-        plan = _build_graph(root, inputs, spec, name, plugins, staging, label)
+        plan = _build_graph(root, inputs, spec, name, facts[name], plugins, staging, label)
         sets = read_sets(manifest)
         plans = sets.get(inputs.key, PlanSet(inputs=inputs))
         plans = replace(plans, graphs={**plans.graphs, name: plan})
@@ -167,6 +173,8 @@ def _build(
             f"built in {plan.parse_s + plan.build_s:.1f} s, "
             f"{manifest.files[plan.plan].bytes} bytes, peak memory {plan.peak_rss_bytes} bytes"
         )
+        for finding in plan.findings:
+            print(f"  {name}: {finding}", file=progress)
         built.append(name)
     return BuildPlan(key=inputs.key, built=tuple(built), reused=tuple(reused))
 
@@ -176,6 +184,7 @@ def _build_graph(
     inputs: BuildInputs,
     spec: GraphSpec,
     name: str,
+    facts: GraphFacts,
     plugins: PluginChoice | None,
     staging: Path,
     progress: Progress,
@@ -199,6 +208,12 @@ def _build_graph(
     found_inputs, found_outputs = read_io(done["inputs"]), read_io(done["outputs"])
     check_io(spec.file, "input", spec.inputs, found_inputs)
     check_io(spec.file, "output", spec.outputs, found_outputs)
+    table = from_dict(LayerTable, json.loads((stage / f"{name}.layers.json").read_bytes()))
+    if dropped := dropped_operands(table.warnings):
+        raise BackendError(
+            f"{name}: {inputs.flavour} ignores an operand of the graph, so the plan would compute "
+            f"something else: {dropped[0]} Export the bundle again with this version."
+        )
     folder = Path(ENGINES) / inputs.key
     (root / folder).mkdir(parents=True, exist_ok=True)
     for suffix in ("plan", "layers.json"):
@@ -210,6 +225,7 @@ def _build_graph(
         outputs=found_outputs,
         weights_bytes=done["weights_bytes"],
         activation_bytes=done["activation_bytes"],
+        findings=tuple(findings(facts, table, plugins=inputs.plugins is not None)),
         parse_s=done["parse_s"],
         build_s=done["build_s"],
         peak_rss_bytes=done["peak_rss_bytes"],

@@ -102,6 +102,7 @@ def write_sample(root: Path) -> None:
         outputs=graph.outputs,
         weights_bytes=1,
         activation_bytes=1,
+        findings=(),
         parse_s=0.0,
         build_s=0.0,
         peak_rss_bytes=1,

@@ -23,8 +23,14 @@ class Limits:
 
     activation_bytes: int | None = None
     weights_slack: float = 0.02  # share of the graph's weights that may be added or folded away
+    weights_slack_bytes: int = 512 * 1024  # convolutions pad their channels
     float_gemm_rows: int = 8  # an FP32 product of more rows is no island in an FP16 graph
-    conversions: int = 0  # standalone casts and reformats of more than SMALL_BYTES
+    conversions: int = 1  # standalone casts of more than SMALL_BYTES: the step formula is FP32
+
+
+def dropped_operands(warnings: tuple[str, ...]) -> list[str]:
+    """Warnings that say an input has no effect: the plan would compute something else."""
+    return [w for w in warnings if DROPPED.search(w)]
 
 
 def findings(
@@ -36,7 +42,7 @@ def findings(
         plugins: whether the plan was built with the plugins of the custom operators.
     """
     limits = limits or Limits()
-    found = [f"an operand is dropped: {w}" for w in table.warnings if DROPPED.search(w)]
+    found = [f"an operand is dropped: {w}" for w in dropped_operands(table.warnings)]
     found += _memory(facts, table, limits)
     for index in sorted({layer.profile for layer in table.layers}):
         layers = table.profile(index)
@@ -54,7 +60,8 @@ def findings(
 def _attentions(facts: GraphFacts, layers: list[Layer]) -> list[str]:
     found = []
     fused = [layer for layer in layers if layer.cls == "attention"]
-    if len(fused) != len(facts.attentions):
+    most = len(facts.attentions) + len(facts.softmaxes)
+    if not len(facts.attentions) <= len(fused) <= most:
         found.append(
             f"{len(fused)} fused attention kernels for {len(facts.attentions)} attention nodes"
         )
@@ -101,7 +108,7 @@ def _types(facts: GraphFacts, layers: list[Layer], limits: Limits) -> list[str]:
     found = []
     gemms = [layer for layer in layers if layer.cls == "gemm"]
     for layer in gemms:
-        shape = layer.inputs[0].shape if layer.inputs else ()
+        shape = layer.outputs[0].shape if layer.outputs else ()
         rows = shape[-2] if len(shape) > 1 else 1
         if layer.dtype == "Float" and rows > limits.float_gemm_rows:
             found.append(f"{layer.name} is a matrix product of {rows} rows in FP32")
@@ -121,6 +128,7 @@ def conversions(layers: list[Layer]) -> list[Layer]:
         layer
         for layer in layers
         if layer.cls == "reformat"
+        and layer.kind != "NoOp"
         and (not layer.ops or "Cast" in layer.ops)
         and sum(t.bytes for t in layer.outputs) > SMALL_BYTES
     ]
@@ -141,7 +149,7 @@ def _conversions(facts: GraphFacts, layers: list[Layer], limits: Limits) -> list
 
 def _memory(facts: GraphFacts, table: LayerTable, limits: Limits) -> list[str]:
     found = []
-    slack = limits.weights_slack * facts.weights_bytes + SMALL_BYTES
+    slack = limits.weights_slack * facts.weights_bytes + limits.weights_slack_bytes
     if abs(table.weights_bytes - facts.weights_bytes) > slack:
         found.append(
             f"the plan holds {table.weights_bytes} bytes of weights, the graph "

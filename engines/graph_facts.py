@@ -37,6 +37,7 @@ class AttentionFact:
 @dataclass(frozen=True, kw_only=True)
 class GraphFacts:
     attentions: tuple[AttentionFact, ...]
+    softmaxes: tuple[str, ...]  # attention written out, which a builder may fuse
     plugins: dict[str, tuple[str, ...]]  # operator -> its nodes
     quantised_linears: tuple[str, ...]
     float_linears: tuple[str, ...]  # of the FP32 islands
@@ -64,6 +65,7 @@ def read_facts(model: onnx.ModelProto) -> GraphFacts:
     read = {i for n in model.graph.node for i in n.input}
     return GraphFacts(
         attentions=tuple(attentions),
+        softmaxes=tuple(n.name for n in model.graph.node if n.op_type == "Softmax"),
         plugins={k: tuple(v) for k, v in plugins.items()},
         quantised_linears=tuple(
             n.name

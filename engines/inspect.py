@@ -29,6 +29,7 @@ class PlanReport:
     activation_bytes: int
     precision: dict[str, dict[str, int]]
     num_layers: int
+    findings: tuple[str, ...]
     changed: str | None  # why the file is refused, or None
 
 
@@ -118,6 +119,7 @@ def _plan(
         activation_bytes=plan.activation_bytes,
         precision=precision_by_class(layers),
         num_layers=len(layers),
+        findings=plan.findings,
         changed=changed,
     )
 
@@ -139,6 +141,7 @@ def lines(reports: list[SetReport]) -> list[str]:
             for cls, types in plan.precision.items():
                 counts = ", ".join(f"{n} {t}" for t, n in sorted(types.items()))
                 text.append(f"    {cls}: {counts}")
+            text += [f"    gate: {finding}" for finding in plan.findings]
             if plan.changed:
                 text.append(f"    refused: {plan.changed}")
         if report.refusals or any(p.changed for p in report.plans):

@@ -63,10 +63,16 @@ class Layer:
 
     @property
     def dtype(self) -> str:
-        """The type it computes in: of its first input, or of its weights where they are wider."""
-        weights = max(self.constants, key=lambda t: t.bytes, default=None)
-        if weights and weights.dtype == "Float" and self.cls in ("gemm", "conv"):
-            return "Float"
+        """The type it computes in: of the weights if they are FP32 or FP16, else its first input.
+
+        A fused product may list other operands, a residual or a gate, before its own. INT8 weights
+        say nothing alone: they may be widened before the product.
+        """
+        weights = [t for t in self.constants if len(t.shape) > 1 and min(t.shape[-2:]) > 1]
+        if weights and self.cls in ("gemm", "conv"):
+            largest = max(weights, key=lambda t: t.bytes)
+            if largest.dtype != "Int8":
+                return largest.dtype
         tensors = self.inputs or self.outputs
         return tensors[0].dtype if tensors else "-"
 
@@ -127,11 +133,13 @@ def classify(name: str, kind: str, outputs: tuple[LayerTensor, ...] = ()) -> Lay
     lowered = f"{name} {kind}".lower()
     match = re.match(r"__myl_(\w+?)_myl\d+", name)
     ops = set(PIECES.findall(match[1])) if match else set()
+    if kind in ("Reformat", "NoOp", "Cast"):
+        return "reformat"
     if "custom" in kind.lower() or "plugin" in kind.lower():
         return "plugin"
     if "mha" in lowered or "attention" in lowered:
         return "attention"
-    if "conv" in kind.lower() or ops & {"Conv"} or "conv" in name.lower().split("_myl")[0][:8]:
+    if kind == "correlation" or "conv" in kind.lower() or "Conv" in ops:
         return "conv"
     if kind.lower() in ("gemm", "matrix_multiply") or ops & {"Fc", "Gemm", "Bmm"}:
         return "gemm"
@@ -139,7 +147,7 @@ def classify(name: str, kind: str, outputs: tuple[LayerTensor, ...] = ()) -> Lay
         return "gemm"
     if "Scat" in ops and any(len(t.shape) == 4 and t.dtype != "Int32" for t in outputs):
         return "kv-update"
-    if kind.lower() in ("reformat", "cast") or (ops and ops <= MOVES):
+    if ops and ops <= MOVES:
         return "reformat"
     return "pointwise"
 

@@ -70,6 +70,7 @@ class BuiltPlan:
     outputs: tuple[TensorSpec, ...]
     weights_bytes: int
     activation_bytes: int
+    findings: tuple[str, ...]  # what the gate found: promises of the graph that the plan breaks
     parse_s: float
     build_s: float
     peak_rss_bytes: int

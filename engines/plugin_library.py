@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from liveedit.bundle import sha256_file
+from liveedit.engines import python_plugins
 from liveedit.engines.plan import PluginLibrary
 from liveedit.runtime.kernels import PLUGIN_LIBRARY, library_path
 
-OPERATORS = frozenset({"MaskCacheGather", "MaskCacheScatter"})
+OPERATORS = frozenset(operator.name for operator in python_plugins.OPERATORS)
 
 
 @dataclass(frozen=True, kw_only=True)

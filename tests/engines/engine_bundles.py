@@ -111,6 +111,7 @@ def with_plan(root: Path, **changes: Any) -> tuple[Manifest, PlanSet]:
         outputs=spec.outputs,
         weights_bytes=1,
         activation_bytes=1,
+        findings=(),
         parse_s=0.0,
         build_s=0.0,
         peak_rss_bytes=1,

@@ -11,10 +11,12 @@ from engine_bundles import write_bundle
 from engine_graphs import step_model
 
 from liveedit.config import from_dict
+from liveedit.engines import builder
 from liveedit.engines.builder import build_bundle
 from liveedit.engines.gate import Limits, findings
 from liveedit.engines.graph_facts import AttentionFact, GraphFacts, read_facts
 from liveedit.engines.layers import Layer, LayerTable, parse_layers, precision_by_class
+from liveedit.errors import BackendError
 
 FP16_LINE = (
     "Name: MatMul_9 [profile 1]_U11+MatMul_7 [profile 1]_U15_myl1_8, LayerType: gemm, Inputs: [ "
@@ -68,6 +70,8 @@ def test_layers_of_one_subgraph_share_its_profile() -> None:
         (FP16_LINE.replace("LayerType: gemm", "LayerType: custom_layer"), "plugin"),
         (CAST_LINE.replace("LayerType: gemm", "LayerType: kgen"), "reformat"),
         (CAST_LINE.replace("myl_Cast", "myl_CastAdd").replace("gemm", "kgen"), "pointwise"),
+        (FP16_LINE.replace("LayerType: gemm", "LayerType: correlation"), "conv"),
+        (FP16_LINE.replace("LayerType: gemm", "LayerType: NoOp"), "reformat"),
         (CAST_LINE.replace("myl_Cast", "myl_FcAdd").replace("gemm", "runtime_fusion"), "gemm"),
     ],
 )
@@ -87,9 +91,15 @@ def test_a_sound_graph_passes(tmp_path: Path, target: str) -> None:
 
 
 @pytest.mark.builder
-def test_lengths_that_the_parser_drops_are_found(tmp_path: Path) -> None:
+def test_lengths_that_the_parser_drops_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("tensorrt_rtx")
-    found = findings(*built(tmp_path, step_model(drop_lengths=True)), plugins=False)
+    model = step_model(drop_lengths=True)
+    with pytest.raises(BackendError, match=r"ignores an operand of the graph.*kv_length"):
+        built(tmp_path, model)
+    monkeypatch.setattr(builder, "dropped_operands", lambda _: [])
+    found = findings(*built(tmp_path, model), plugins=False)
     assert any("operand is dropped" in line and "kv_length" in line for line in found)
     assert sum("does not read its KV length 'kv_length'" in line for line in found) == 4
 
@@ -120,6 +130,7 @@ def table_of(*layers: Layer, weights: int = 10**7) -> LayerTable:
 
 FACTS = GraphFacts(
     attentions=(AttentionFact(node="attend", lengths=None, projections=(("q", "k", "v"),)),),
+    softmaxes=(),
     plugins={"MaskCacheGather": ("gather_0",)},
     quantised_linears=("up",),
     float_linears=("time",),
@@ -145,7 +156,7 @@ GOOD = (
         ((*GOOD[:3], GOOD[4], layer("time_myl0_3", "time")), "time is computed in Half"),
         ((*GOOD, layer("wide_myl0_4", dtype="Float")), "96 rows in FP32"),
         (GOOD[:4], "gather_0 is in 0 plugin layers"),
-        ((*GOOD, layer("__myl_Cast_myl0_7")), "1 standalone casts"),
+        ((*GOOD, *[layer("__myl_Cast_myl0_7")] * 2), "2 standalone casts"),
     ],
 )
 def test_each_broken_promise_is_found(layers: tuple[Layer, ...], sentence: str) -> None:
