@@ -77,7 +77,8 @@ class TGrow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, C, H, W] to [T * stride, C, H, W]."""
         T, C, H, W = x.shape
-        return self.conv(x).reshape(T * self.stride, C, H, W)
+        out: Tensor = self.conv(x)
+        return out.reshape(T * self.stride, C, H, W)
 
 
 class TAEHV(nn.Module):
@@ -185,14 +186,14 @@ def _run(
     new: list[Tensor] = []
     for layer in layers:
         if isinstance(layer, MemBlock):
-            frames = x.unflatten(0, (N, -1))  # [N, T, C, H, W]
+            frames = x.reshape(N, -1, *x.shape[1:])  # [N, T, C, H, W]
             first = torch.zeros_like(frames[:, 0]) if caches is None else caches[len(new)]
             past = torch.cat([first.unsqueeze(1), frames[:, :-1]], 1)
             new.append(frames[:, -1])
             x = layer(x, past.flatten(0, 1))
         else:
             x = layer(x)
-    return x.unflatten(0, (N, -1)).transpose(1, 2), new
+    return x.reshape(N, -1, *x.shape[1:]).transpose(1, 2), new
 
 
 def trim_growth(state: Mapping[str, Tensor], model: TAEHV) -> dict[str, Tensor]:
