@@ -15,6 +15,7 @@ from pathlib import Path
 
 import av
 import pytest
+from toy_bundle import make_bundle
 
 from liveedit.cli import main
 
@@ -77,6 +78,24 @@ def test_sound_that_does_not_fit_is_said(bundle, out, make_clip, capsys):
     source = make_clip("a.mkv", audio="wavpack", frames=20)
     assert edit(bundle, source, out / "edited.mp4") == 0
     assert "cannot hold wavpack; try -o edited.mkv" in capsys.readouterr().err
+
+
+def test_same_seed_same_frames(tmp_path, out, make_clip):
+    """On the real backend: the file repeats itself, another seed or prompt does not."""
+    toy, source = tmp_path / "toy", make_clip(frames=25)
+    make_bundle(toy)
+
+    def pictures(name: str, seed: int, prompt: str = "make it red") -> list[bytes]:
+        more = ("--backend", "onnxruntime", "--seed", str(seed))
+        assert edit(toy, source, out / name, *more, prompt=prompt) == 0
+        with av.open(str(out / name)) as container:
+            return [f.to_ndarray(format="rgb24").tobytes() for f in container.decode(video=0)]
+
+    first = pictures("a.mp4", 5)
+    assert len(first) == 25
+    assert pictures("b.mp4", 5) == first
+    assert pictures("c.mp4", 6) != first
+    assert pictures("d.mp4", 5, "make it blue") != first
 
 
 def change_a_byte(bundle: Path) -> None:
