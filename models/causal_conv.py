@@ -1,9 +1,12 @@
-"""Causal 3D convolutions of a streamed clip, run as 2D ones.
+"""Causal 3D convolutions of a streamed clip.
 
-A step of a stream has at most four frames, so a clip is a batch of frames [T, C, H, W] and a
-3D convolution is one 2D convolution over three frames stacked along the channels. The two past
-frames come from a cache that starts as zeros, which is exactly the causal zero padding: nothing
-is padded in time, and engines get 2D convolutions, for which they have the better kernels.
+A clip is a batch of frames [T, C, H, W]; a step of a stream has one to four. The two past frames
+come from a cache that starts as zeros, which is exactly the causal zero padding: nothing is padded
+in time.
+
+A convolution runs in one of two forms, which differ in rounding only: as the 3D one that its
+weight describes or, after `FrameConv3d.fold_time_`, as a 2D one on three frames stacked along the
+channels. Engines have more 2D kernels; stacking costs three copies of the frames.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ class CacheWalk:
         self._old: Iterator[Tensor] | None = None if caches is None else iter(caches)
         self._new: list[Tensor] = []
 
-    def extend(self, x: Tensor, frames: int = 2) -> Tensor:
-        """[T, C, H, W] -> [frames + T, C, H, W]; the last ``frames`` of it are kept."""
-        x = torch.cat([self._take(x, frames), x])
-        self._new.append(x[-frames:])
-        return x
+    def past(self, x: Tensor, frames: int = 2) -> Tensor:
+        """The ``frames`` before x [T, C, H, W]; the last ones of both together are kept."""
+        past = self._take(x, frames)
+        self._new.append(torch.cat([past, x])[-frames:])
+        return past
 
     def skip(self, x: Tensor) -> None:
         """The layer is not reached in the first call; its cache of two frames stays zero."""
@@ -52,9 +55,9 @@ class CacheWalk:
 
 
 class FrameConv3d(nn.Module):
-    """A 3D convolution without padding in time, run as a 2D one on stacked frames.
+    """A 3D convolution on frames, without padding in time.
 
-    Args of the constructor: kernel [time, space]; space is 1 or 3 and is padded to keep the size.
+    Args of the constructor: kernel is (taps in time, side in space); space keeps its size.
     """
 
     def __init__(
@@ -65,44 +68,55 @@ class FrameConv3d(nn.Module):
         time_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.taps, space = kernel
+        self.taps, side = kernel
         self.time_stride = time_stride
-        self.padding = space // 2
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.taps, space, space))
+        self.padding = side // 2
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.taps, side, side))
         self.bias = nn.Parameter(torch.empty(out_channels))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        bound = (in_channels * self.taps * space * space) ** -0.5
+        bound = (in_channels * self.taps * side * side) ** -0.5
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, C, H, W] -> [(T - taps) // time_stride + 1, out_channels, H, W]."""
-        out: Tensor = F.conv2d(self._stack(x), self.kernel(), self.bias, padding=self.padding)
-        return out
+    def fold_time_(self) -> None:
+        """Turn [out, in, taps, k, k] into [out, taps * in, k, k]: the 2D form, from now on."""
+        if self.weight.dim() == 5:
+            folded = self.weight.detach().transpose(1, 2).flatten(1, 2).contiguous()
+            self.weight = nn.Parameter(folded)
 
-    def _stack(self, x: Tensor) -> Tensor:
-        """[T, C, H, W] -> [frames out, taps * C, H, W]: what each output frame sees."""
-        T, _, H, W = x.shape
-        if self.taps == 1:
-            return x
-        if T == self.taps:  # one output frame: a view
-            return x.reshape(1, -1, H, W)
-        starts = T - self.taps + 1
-        taps = [x[t : t + starts : self.time_stride] for t in range(self.taps)]
-        return torch.cat(taps, dim=1)
-
-    def kernel(self) -> Tensor:
-        """[out_channels, taps * in_channels, k, k], taps slowest, also after ``fold_time_``."""
+    def forward(self, x: Tensor, past: Tensor | None = None) -> Tensor:
+        """[T, C, H, W] after ``past`` [P, C, H, W] -> [(P + T - taps) // time_stride + 1, ...]."""
         if self.weight.dim() == 4:
-            return self.weight
-        return self.weight.transpose(1, 2).flatten(1, 2)
+            out: Tensor = F.conv2d(
+                self._stack(x, past), self.weight, self.bias, padding=self.padding
+            )
+            return out
+        if past is not None:
+            x = torch.cat([past, x])
+        clip = F.conv3d(
+            x.transpose(0, 1).unsqueeze(0),
+            self.weight,
+            self.bias,
+            stride=(self.time_stride, 1, 1),
+            padding=(0, self.padding, self.padding),
+        )
+        return clip.squeeze(0).transpose(0, 1)
+
+    def _stack(self, x: Tensor, past: Tensor | None) -> Tensor:
+        """[frames out, taps * C, H, W]: what each output frame sees, oldest first."""
+        if past is None:
+            assert self.taps == 1
+            return x
+        frames = [*torch.split(past, 1), *torch.split(x, 1)]
+        starts = range(0, len(frames) - self.taps + 1, self.time_stride)
+        return torch.cat([torch.cat(frames[i : i + self.taps], dim=1) for i in starts])
 
 
 class CausalConv3d(FrameConv3d):
-    """3 x 3 x 3, sees the current and two past frames. As many frames out as in."""
+    """3 x 3 x 3; each frame sees itself and the two before. As many frames out as in."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, (3, 3))
 
     def step(self, x: Tensor, walk: CacheWalk) -> Tensor:
-        out: Tensor = self(walk.extend(x))
+        out: Tensor = self(x, walk.past(x))
         return out

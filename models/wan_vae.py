@@ -92,20 +92,16 @@ class WanVAE(nn.Module):
     def decode_cache_shapes(self, height_px: int, width_px: int) -> list[tuple[int, ...]]:
         """Shapes of the decoder's caches, [frames, C, H, W] each, in execution order."""
         twin = self._on_meta()
-        latent = torch.empty(
-            1, self.config.latent_channels, height_px // 8, width_px // 8, device="meta"
-        )
+        scale = 2 ** (len(self.config.dim_mult) - 1)
+        shape = (1, self.config.latent_channels, height_px // scale, width_px // scale)
+        latent = torch.empty(shape, device="meta")
         return [tuple(c.shape) for c in twin._decode_step(latent, None, first=True)[1]]
 
     def fold_time_(self) -> WanVAE:
-        """Store each 3D kernel as the 2D kernel that a step runs. In place, before tracing.
-
-        Tracing would otherwise record a transposition of every weight, which keeps quantisers
-        from seeing constant weights. The state dict is no longer the official one afterwards.
-        """
+        """Run every convolution in its 2D form. In place; the state dict is then unofficial."""
         for module in self.modules():
             if isinstance(module, FrameConv3d):
-                module.weight = nn.Parameter(module.kernel().detach().contiguous())
+                module.fold_time_()
         return self
 
     # Whole clips.
@@ -187,7 +183,7 @@ class WanVAE(nn.Module):
 
 
 class _Norm(nn.Module):
-    """x / ||x|| * sqrt(C) * gamma over the channels of [T, C, H, W]; float32 inside."""
+    """x / ||x|| * sqrt(C) * gamma over the channels of [T, C, H, W]."""
 
     def __init__(self, channels: int, trailing_dims: int = 3) -> None:
         super().__init__()
@@ -195,10 +191,11 @@ class _Norm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * trailing_dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = (self.gamma * self.scale).view(-1, 1, 1)
-        wide = x.float()
-        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12)
-        out: Tensor = (wide * norm.reciprocal()).to(x.dtype) * gain
+        # The norm is summed in float32, but the large product stays in the type of x: otherwise
+        # engines keep a float32 copy of x between the two kernels. The upper bound stops 0 * inf.
+        norm = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
+        gain = (self.scale / norm.clamp_min(1e-12)).clamp_max(torch.finfo(x.dtype).max)
+        out: Tensor = x * gain.to(x.dtype) * self.gamma.view(-1, 1, 1)
         return out
 
 
@@ -240,7 +237,7 @@ class _Attention(nn.Module):
         q, k, v = self.to_qkv(self.norm(x)).flatten(2).chunk(3, dim=1)  # [T, C, H * W] each
         scores = (q * self.scale).transpose(1, 2) @ k  # [T, H * W, H * W]
         out = v @ scores.softmax(dim=-1).transpose(1, 2)  # [T, C, H * W]
-        projected: Tensor = self.proj(out.view_as(x))
+        projected: Tensor = self.proj(out.reshape(x.shape))
         return x + projected
 
 
@@ -263,7 +260,7 @@ class _Downsample(nn.Module):
         if walk.first:
             walk.start(x)
             return x
-        out: Tensor = self.time_conv(walk.extend(x, frames=1))
+        out: Tensor = self.time_conv(x, walk.past(x, frames=1))
         return out
 
 
@@ -284,8 +281,8 @@ class _Upsample(nn.Module):
                 walk.skip(x)
             else:
                 T, C, H, W = x.shape
-                pairs = self.time_conv(walk.extend(x))  # [T, 2 * C, H, W]: even frame, odd frame
-                x = pairs.view(2 * T, C, H, W)
+                pairs = self.time_conv(x, walk.past(x))  # [T, 2 * C, H, W]: even frame, odd frame
+                x = pairs.reshape(2 * T, C, H, W)
         out: Tensor = self.resample(x)
         return out
 

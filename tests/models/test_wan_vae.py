@@ -160,15 +160,33 @@ def test_cache_bytes_at_real_size() -> None:
 
 
 @torch.no_grad()
-def test_folded_time_gives_the_same_numbers() -> None:
+def test_two_dimensional_form_gives_the_same_numbers() -> None:
     vae = random_vae()
-    frames = clip(5)
+    frames = clip(13)
     latents = vae.encode(frames)
     decoded = vae.decode(latents)
     vae.fold_time_()
-    assert vae.decoder.conv1.weight.dim() == 4
-    assert torch.equal(vae.encode(frames), latents)
-    assert torch.equal(vae.decode(latents), decoded)
+    assert {p.dim() for n, p in vae.named_parameters() if n.endswith("weight")} == {4}
+    torch.testing.assert_close(vae.encode(frames), latents, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vae.decode(latents), decoded, rtol=1e-5, atol=1e-5)
+    assert torch.equal(stream_decode(vae, latents), vae.decode(latents))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision_is_close_and_finite(dtype: torch.dtype) -> None:
+    vae = random_vae()
+    frames = clip(5)
+    latents = vae.encode(frames)
+    half = copy.deepcopy(vae).to(dtype)
+    got = half.encode(frames.to(dtype))
+    assert got.dtype == dtype
+    assert (got.float() - latents).norm() < 0.05 * latents.norm()
+    norm = half.encoder.head[0]
+    x = torch.zeros(1, norm.gamma.shape[0], 2, 2, dtype=dtype)
+    assert torch.equal(norm(x), x)
+    x[:, 0] = torch.finfo(dtype).max
+    assert norm(x).isfinite().all()
 
 
 def test_refuses_a_wrong_frame_count() -> None:
@@ -228,13 +246,17 @@ class DecodeGraph(EncodeGraph):
 @pytest.mark.parametrize("graph", [EncodeGraph, DecodeGraph])
 @torch.no_grad()
 def test_onnx_runtime_equals_torch(graph: type[EncodeGraph], tmp_path: Path) -> None:
-    vae = random_vae(WanVAEConfig(base_dim=8, num_res_blocks=1)).fold_time_()
+    # One level less than the real one: tracing takes most of the time.
+    config = WanVAEConfig(
+        base_dim=8, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(True, True)
+    )
+    vae = random_vae(config)
     encode = graph is EncodeGraph
     shapes = (vae.encode_cache_shapes if encode else vae.decode_cache_shapes)(HEIGHT_PX, WIDTH_PX)
     inputs = (
         torch.split(clip(9), [1, 4, 4], dim=2)
         if encode
-        else torch.split(torch.randn(1, 16, 3, 3, 5), 1, dim=2)
+        else torch.split(torch.randn(1, 16, 3, 6, 10), 1, dim=2)
     )
     sessions = []
     for first, x in ((True, inputs[0]), (False, inputs[1])):
@@ -246,6 +268,7 @@ def test_onnx_runtime_equals_torch(graph: type[EncodeGraph], tmp_path: Path) -> 
         model = onnx.load(path)
         kinds = {node.op_type for node in model.graph.node}
         assert {"MatMul", "Softmax", "Conv"} <= kinds
+        assert "Pad" not in kinds
         assert "Attention" not in kinds  # no engine fuses a head of this width
         read = {name for node in model.graph.node for name in node.input}
         assert {i.name for i in model.graph.input} <= read  # builders drop unread inputs
