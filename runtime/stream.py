@@ -106,6 +106,8 @@ class StreamEditor:
         )
         self._sizes: dict[str, tuple[DType, tuple[int, ...]]] = {}
         self._tracer = tracer
+        self._range = tracer.range("stream", backend=backend.name)
+        self._range.__enter__()
         self._codec = StreamingCodec(backend, manifest, self._graphs, self._load, tracer)
         self._text_encoder = None
         if "text_encoder" in self._graphs:
@@ -309,6 +311,7 @@ class StreamEditor:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
+            self._range.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +203,36 @@ def test_the_runtime_needs_neither_torch_nor_onnx() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+class RecordingTracer:
+    """The names of open ranges, joined, in the order they were opened."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    @contextmanager
+    def range(self, name: str, **fields: int | str) -> Iterator[None]:
+        self.open.append(f"{name}:{fields['kind']}" if name == "pass" else name)
+        self.seen.append("/".join(self.open))
+        yield
+        self.open.pop()
+
+
+def test_ranges(tmp_path: Path) -> None:
+    tracer = RecordingTracer()
+    with null_editor(tmp_path, tracer=tracer) as editor:
+        editor.set_prompt("red")
+        editor.push(clip(12))
+        first = len(tracer.seen)
+        editor.push(clip(12))
+        group, codec = ["stream/upload", "stream/encode"], ["decode", "download"]
+        chunk = [
+            "noise", "noise", "pass:full", "noise", "pass:pruned", "noise", "pass:pruned",
+            "pass:full", "pass:clean", "commit", "mask", *codec * 3,
+        ]  # fmt: skip
+        expected = group * 3 + ["stream/chunk"] + [f"stream/chunk/{r}" for r in chunk]
+        assert tracer.seen[first:] == expected
+        assert tracer.open == ["stream"]
+    assert tracer.open == []
