@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from liveedit.bundle import DType, GraphSpec, Manifest, read_manifest, verify_file
-from liveedit.errors import BackendError, BundleError, StreamError, UsageError
+from liveedit.errors import BackendError, BundleError, LiveEditError, StreamError, UsageError
 from liveedit.runtime.backend import KEEP_DIMENSION, Backend, Binding, Engine, Frames
 from liveedit.runtime.codec import StreamingCodec
 from liveedit.runtime.kv_cache import KVCache
@@ -60,7 +60,7 @@ class Position:
     num_encoded: int = 0  # latent frames of the next chunk
     has_good: bool = False  # a chunk came out finite
     flushed: bool = False
-    failure: StreamError | None = None
+    failure: LiveEditError | None = None
 
 
 class StreamEditor:
@@ -266,6 +266,7 @@ class StreamEditor:
         Raises:
             UsageError: wrong shape or type, no prompt yet, flushed or closed.
             StreamError: a latent is not finite and the policy is `stop`.
+            BackendError: the backend stopped.
         """
         self._ready_to_push(frames)
         chunks: list[EditedChunk] = []
@@ -283,6 +284,7 @@ class StreamEditor:
         Raises:
             UsageError: closed.
             StreamError: a latent is not finite and the policy is `stop`.
+            BackendError: the backend stopped.
         """
         self._open_backend()
         self._raise_failure()
@@ -331,7 +333,7 @@ class StreamEditor:
         """
         try:
             chunks.append(self._edit())
-        except StreamError as error:
+        except LiveEditError as error:
             self._at.failure = error
             if not chunks:
                 raise
