@@ -10,7 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from liveedit.config import ModelConfig, StreamConfig, TAEHVConfig, WanVAEConfig
+from liveedit.config import (
+    ModelConfig,
+    PatchCodecConfig,
+    StreamConfig,
+    TAEHVConfig,
+    WanVAEConfig,
+)
 from liveedit.profiling.accounting import HALF, Widths, Work, attention, merge
 
 FRAMES_PER_STEP = 4
@@ -197,6 +203,26 @@ def taehv_decode(config: TAEHVConfig, height_px: int, width_px: int) -> list[Lay
     return walk.layers
 
 
+def patch_encode(config: PatchCodecConfig, height_px: int, width_px: int) -> list[Layer]:
+    """The linear patch encoder: one strided convolution over 4 frames of 8 x 8 px."""
+    walk = _Walk(1, height_px // 8, width_px // 8)
+    walk.conv("encoder/patches", 3, config.latent_channels, FRAMES_PER_STEP * 64)
+    return walk.layers
+
+
+def patch_decode(config: PatchCodecConfig, height_px: int, width_px: int) -> list[Layer]:
+    """The patch decoder, which works at the latent's resolution throughout."""
+    walk = _Walk(1, height_px // 8, width_px // 8)
+    z, width, values = config.latent_channels, config.width, 3 * FRAMES_PER_STEP * 64
+    walk.conv("decoder/linear", z, values, 1, cached=1)  # the previous latent
+    walk.conv("decoder/input", 2 * z, width, 9)
+    for i in range(config.num_blocks):
+        walk.conv(f"decoder/{i}/conv1", width, width, 9)
+        walk.conv(f"decoder/{i}/conv2", width, width, 9)
+    walk.conv("decoder/output", width, values, 9)
+    return walk.layers
+
+
 def _memory_blocks(walk: _Walk, name: str, c: int) -> None:
     for j in range(3):
         walk.conv(f"{name}/{j}/conv1", 2 * c, c, 9)
@@ -209,6 +235,8 @@ def codec_layers(model: ModelConfig, stream: StreamConfig) -> tuple[list[Layer],
     h, w = stream.height_px, stream.width_px
     if model.wan_vae is not None:
         return wan_encode(model.wan_vae, h, w), wan_decode(model.wan_vae, h, w)
+    if model.patch is not None:
+        return patch_encode(model.patch, h, w), patch_decode(model.patch, h, w)
     assert model.taehv is not None, model.name
     return taehv_encode(model.taehv, h, w), taehv_decode(model.taehv, h, w)
 

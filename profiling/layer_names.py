@@ -24,6 +24,17 @@ _WORDS = {
     "ffn.0": "FFN up",
     "ffn.2": "FFN down",
 }
+# Operators of a block that the exporter names by the block alone.
+_OPERATORS = {
+    "MaskCacheGather": ("self-attention", "gather"),
+    "RotaryEmbedding": ("self-attention", "rotary"),
+    "TensorScatter": ("self-attention", "KV write"),
+    "TRT_Attention": ("self-attention", "attention"),
+    "MaskCacheScatter": ("self-attention", "scatter"),
+    "Attention": ("cross-attention", "attention"),
+    "LayerNormalization": ("norm", ""),
+    "RMSNormalization": ("norm", ""),
+}
 _MATH = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "TRT_Attention", "FusedMatMul"}
 
 
@@ -66,10 +77,13 @@ def _parse_one(name: str, op_type: str) -> LayerName:
     match = re.match(r"blocks\.(\d+)(?:\.(.*))?$", path)
     block = int(match[1]) if match else None
     inner = (match[2] or "") if match else path
+    part, detail = _part(inner), _detail(inner)
+    if block is not None and not inner:
+        part, detail = _OPERATORS.get(operator, ("modulation and residual", ""))
     return LayerName(
         block=block,
-        part=_part(inner),
-        detail=_detail(inner),
+        part=part,
+        detail=detail,
         accounting=_class(inner, operator, block is not None),
     )
 
@@ -96,6 +110,8 @@ def _class(inner: str, operator: str, in_block: bool) -> str:
         return "pointwise"
     if operator == "TRT_Attention":
         return "self_attention"
+    if operator == "Attention" and in_block and "self_attn" not in inner:
+        return "cross_attention"
     if operator in ("Conv", "ConvTranspose") and inner != "patch_embedding":
         return "convolution"
     for pattern, name in _BLOCK_PARTS if in_block else ():

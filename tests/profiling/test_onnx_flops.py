@@ -1,11 +1,22 @@
 """FLOPs of graphs: against numbers by hand, and against the accounting."""
 
+from pathlib import Path
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from liveedit.bundle import Manifest, read_manifest
 from liveedit.errors import UsageError
 from liveedit.export.functions import add_functions
+from liveedit.profiling.accounting import (
+    Work,
+    dit_pass,
+    prompt_graph,
+    text_encoder,
+    total_flops,
+)
+from liveedit.profiling.codec_accounting import codec_layers, codec_work
 from liveedit.profiling.onnx_flops import by_class, count
 
 
@@ -89,3 +100,60 @@ def test_convolutions() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)])
     flops = [n.flops for n in count(model)]
     assert flops == [2 * 6 * 16 * 36, 2 * 6 * 16 * 8]
+
+
+def graph_flops(root: Path, manifest: Manifest, name: str, **options: object) -> dict[str, float]:
+    precision = "fp16" if "fp16" in manifest.graphs else "fp32"
+    return by_class(count(root / manifest.graphs[precision][name].file, **options))
+
+
+def assert_within_one_percent(counted: dict[str, float], expected: list[Work]) -> None:
+    """Every class that multiplies, one by one."""
+    formula = {w.name: w.flops for w in expected if w.flops}
+    assert set(counted) == set(formula)
+    for name, flops in formula.items():
+        assert counted[name] == pytest.approx(flops, rel=0.01), name
+
+
+@pytest.mark.parametrize("kept", [72, 24, 4])
+def test_exported_dit_step(micro_bundle: Path, kept: int) -> None:
+    manifest = read_manifest(micro_bundle)
+    stream = manifest.stream
+    tokens, capacity = stream.block_seq_length, stream.kv_cache_length
+    kept = min(kept, tokens)  # the first case is a full pass
+    seen = capacity - tokens + kept
+    counted = graph_flops(
+        micro_bundle, manifest, "dit_step", dims={"num_keep": kept}, kv_length=seen
+    )
+    expected = dit_pass(
+        manifest.model.dit,
+        tokens=tokens,
+        keys=capacity,
+        kept=kept if kept < tokens else None,
+    )
+    assert_within_one_percent(counted, expected)
+
+
+def test_exported_prompt_and_text_encoder(micro_bundle: Path) -> None:
+    manifest = read_manifest(micro_bundle)
+    model = manifest.model
+    prompt = graph_flops(micro_bundle, manifest, "prompt")
+    assert sum(prompt.values()) == pytest.approx(prompt_graph(model.dit).flops, rel=0.01)
+    text = graph_flops(micro_bundle, manifest, "text_encoder")
+    expected = text_encoder(model.text, model.dit.text_len).flops
+    assert sum(text.values()) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("fixture", ["micro_bundle", "micro_wan_bundle"])
+def test_exported_codecs(fixture: str, request: pytest.FixtureRequest) -> None:
+    root: Path = request.getfixturevalue(fixture)
+    manifest = read_manifest(root)
+    for name, layers in zip(
+        ("encode_next", "decode_next"),
+        codec_layers(manifest.model, manifest.stream),
+        strict=True,
+    ):
+        counted = graph_flops(root, manifest, name)
+        assert sum(counted.values()) == pytest.approx(total_flops(codec_work(layers)), rel=0.01), (
+            name
+        )

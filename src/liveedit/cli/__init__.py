@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "build": "TensorRT plans of a bundle",
     "export": "checkpoints to a bundle of ONNX graphs",
     "profile": "rooflines, traces and layer tables",
+    "bench": "frames per second that say what they include; soak",
 }
 
 

@@ -83,5 +83,7 @@ def _with_codec(model: ModelConfig, codec: str | None) -> ModelConfig:
     if codec is None:
         return model
     if codec == "wan":
-        return dataclasses.replace(model, wan_vae=model.wan_vae or WanVAEConfig(), taehv=None)
-    return dataclasses.replace(model, wan_vae=None, taehv=model.taehv or TAEHVConfig())
+        return dataclasses.replace(
+            model, wan_vae=model.wan_vae or WanVAEConfig(), taehv=None, patch=None
+        )
+    return dataclasses.replace(model, wan_vae=None, taehv=model.taehv or TAEHVConfig(), patch=None)

@@ -1,0 +1,325 @@
+"""One configuration, measured: a stream runs past its warm-up and every chunk is timed."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from liveedit.bundle import Manifest, read_manifest
+from liveedit.config import to_dict
+from liveedit.errors import LiveEditError, UsageError
+from liveedit.profiling import nvtx_ranges
+from liveedit.profiling.accounting import dit_pass, total_flops, video_frames_per_chunk
+from liveedit.profiling.codec_accounting import codec_layers, codec_work
+from liveedit.profiling.frames import clip_frames, moving_square
+from liveedit.profiling.memory import predict, release_free_memory, rss_bytes, status_bytes
+from liveedit.profiling.records import Figure, Record, distribution, new_record, single
+from liveedit.profiling.stage_timer import Span, StageTimer, TeeTracer, stage_ms
+from liveedit.runtime.backend import Frames
+from liveedit.runtime.mask_cache import MaskCachePolicy, Mode
+from liveedit.runtime.stream import EditedChunk, StreamEditor, choose_precision
+
+STEADY = "steady"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What to run. ``warmup`` None fills the attention window first."""
+
+    bundle: Path
+    backend: str = "onnxruntime"
+    precision: str | None = None
+    mask: Mode = "released"
+    keep: float = 0.3
+    chunks: int = 20
+    warmup: int | None = None
+    threads: int | None = None
+    seed: int = 0
+    prompt: str = "make it blue"
+    video: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunks < 2:
+            raise UsageError(f"chunks must be at least 2, got {self.chunks}")
+        if self.warmup is not None and self.warmup < 1:
+            raise UsageError(f"warmup must be at least 1 chunk, got {self.warmup}")
+
+    @property
+    def policy(self) -> MaskCachePolicy:
+        return MaskCachePolicy(mode=self.mask, keep_ratio=self.keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkTime:
+    """One steady-state chunk. ``ms`` runs from its frames' push to the edited frames."""
+
+    ms: float
+    stages: dict[str, float]
+    frames: int
+    kept_tokens: int  # in pruned passes; all of them where no pass is pruned
+    flops: float  # of its passes, by the accounting
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """A measured case."""
+
+    case: Case
+    manifest: Manifest
+    precision: str
+    chunks: tuple[ChunkTime, ...]
+    open_ms: float
+    prompt_ms: float
+    first_chunk_ms: float
+    first_chunk_frames: int  # frames that had to come in before the first ones came out
+    warmup: int
+    rss_before: int
+    rss_open: int
+    rss_steady: int
+    peak: int
+    spans: tuple[Span, ...] = field(default_factory=tuple)
+
+    @property
+    def label(self) -> str:
+        c = self.case
+        mask = "mask off" if c.mask == "off" else f"{c.mask} keep {c.keep:g}"
+        return f"{self.manifest.model.name} {c.backend} {self.precision} {mask}"
+
+    @property
+    def tokens(self) -> int:
+        return self.manifest.stream.block_seq_length
+
+    @property
+    def realised_keep(self) -> float:
+        return float(np.mean([c.kept_tokens for c in self.chunks])) / self.tokens
+
+    @property
+    def fps(self) -> float:
+        """End to end, from the median chunk."""
+        return self.chunks[0].frames / float(np.median([c.ms for c in self.chunks])) * 1e3
+
+
+def run_case(case: Case) -> CaseResult:
+    """Open, warm up, measure.
+
+    Raises:
+        LiveEditError: the bundle or the backend cannot run.
+    """
+    manifest = read_manifest(case.bundle)
+    precision = choose_precision(case.bundle, manifest, case.precision)
+    stream = manifest.stream
+    per_chunk = video_frames_per_chunk(stream)
+    source = _source(case, per_chunk * 8, manifest)
+    timer = StageTimer()
+    tracer = TeeTracer((timer, nvtx_ranges.tracer()))
+    warmup = case.warmup or stream.local_attn_size // stream.num_frame_per_block + 1
+    release_free_memory()
+    rss_before = rss_bytes()
+    start = time.perf_counter()
+    editor = StreamEditor.open(
+        case.bundle,
+        backend=case.backend,
+        precision=precision,
+        mask_cache=case.policy,
+        seed=case.seed,
+        threads=case.threads,
+        tracer=tracer,
+    )
+    with editor, tracer.range("stream", backend=case.backend):
+        opened = time.perf_counter()
+        rss_open = rss_bytes()
+        editor.set_prompt(case.prompt)
+        prompted = time.perf_counter()
+        pushed = _push_first(editor, source)
+        first_ms = (time.perf_counter() - prompted) * 1e3
+        for i in range(warmup - 1):
+            _push(editor, source, pushed + i * per_chunk, per_chunk)
+        timer.take()
+        rss_warm = rss_bytes()
+        begin = pushed + (warmup - 1) * per_chunk
+        chunks, spans = [], []
+        with tracer.range(STEADY):
+            for i in range(case.chunks):
+                frames = _cut(source, begin + i * per_chunk, per_chunk)
+                before = time.perf_counter_ns()
+                edited = editor.push(frames)
+                ms = (time.perf_counter_ns() - before) / 1e6
+                mine = timer.take()
+                spans += mine
+                chunks.append(_chunk_time(manifest, _only(edited), ms, mine))
+        rss_steady = rss_bytes()
+    return CaseResult(
+        case=case,
+        manifest=manifest,
+        precision=precision,
+        chunks=tuple(chunks),
+        open_ms=(opened - start) * 1e3,
+        prompt_ms=(prompted - opened) * 1e3,
+        first_chunk_ms=first_ms,
+        first_chunk_frames=pushed,
+        warmup=warmup,
+        rss_before=rss_before,
+        rss_open=rss_open,
+        rss_steady=max(rss_warm, rss_steady),
+        peak=status_bytes("VmHWM"),
+        spans=tuple(spans),
+    )
+
+
+def _source(case: Case, count: int, manifest: Manifest) -> Frames:
+    size = manifest.stream.height_px, manifest.stream.width_px
+    return clip_frames(case.video, count, *size) if case.video else moving_square(count, *size)
+
+
+def _cut(source: Frames, start: int, count: int) -> Frames:
+    """Frames start..start+count of the endless repetition of ``source``."""
+    return source[np.arange(start, start + count) % len(source)]
+
+
+def _push_first(editor: StreamEditor, source: Frames) -> int:
+    """Push frame by frame until the first chunk comes out; returns how many it took."""
+    for n in range(len(source)):
+        if editor.push(source[n : n + 1]):
+            return n + 1
+    raise LiveEditError(f"no chunk came out of {len(source)} frames")
+
+
+def _push(editor: StreamEditor, source: Frames, start: int, count: int) -> EditedChunk:
+    return _only(editor.push(_cut(source, start, count)))
+
+
+def _only(chunks: list[EditedChunk]) -> EditedChunk:
+    assert len(chunks) == 1, len(chunks)
+    return chunks[0]
+
+
+def _chunk_time(manifest: Manifest, edited: EditedChunk, ms: float, spans: list[Span]) -> ChunkTime:
+    tokens = manifest.stream.block_seq_length
+    flops, kept = 0.0, tokens
+    for span in spans:
+        if span.name != "pass":
+            continue
+        n, kv = int(span.fields["kept"]), int(span.fields["kv"])
+        pruned = n < tokens
+        kept = min(kept, n)
+        flops += total_flops(
+            dit_pass(
+                manifest.model.dit,
+                tokens=tokens,
+                keys=kv - n + tokens,
+                kept=n if pruned else None,
+            )
+        )
+    return ChunkTime(
+        ms=ms, stages=stage_ms(spans), frames=len(edited.frames), kept_tokens=kept, flops=flops
+    )
+
+
+def configuration(result: CaseResult) -> dict[str, Any]:
+    """What decides whether two records compare."""
+    case, manifest = result.case, result.manifest
+    return {
+        "model": manifest.model.name,
+        "codec": manifest.model.codec,
+        "stream": to_dict(manifest.stream),
+        "backend": case.backend,
+        "precision": result.precision,
+        "mask": case.mask,
+        "keep": case.keep if case.mask != "off" else 1.0,
+        "threads": case.threads or 0,
+        "source": case.video.name if case.video else "moving square",
+        "included": "upload, encode, DiT, decode, download; no file I/O, no text encoder",
+    }
+
+
+def figures(result: CaseResult) -> dict[str, Figure]:
+    """Every figure of a case."""
+    chunks = result.chunks
+    frames = chunks[0].frames
+    passes = [
+        sum(ms for name, ms in c.stages.items() if name.startswith("pass") or name == "commit")
+        for c in chunks
+    ]
+    out = {
+        "fps": _inverse([c.ms for c in chunks], frames),
+        "fps_dit_only": _inverse(passes, frames),
+        "chunk_ms": distribution([c.ms for c in chunks], "ms", "lower"),
+        "dit_ms": distribution(passes, "ms", "lower"),
+    }
+    names = sorted({name for c in chunks for name in c.stages})
+    for name in names:
+        samples = [c.stages.get(name, 0.0) for c in chunks]
+        out[f"stage_ms.{name}"] = distribution(samples, "ms", "lower")
+    host = [c.ms - sum(c.stages.values()) for c in chunks]
+    out["stage_ms.other"] = distribution(host, "ms", "lower")
+    dit = [c.flops / ms / 1e6 for c, ms in zip(chunks, passes, strict=True)]
+    predicted = predict(result.case.bundle, result.manifest, result.precision)
+    out |= {
+        "dit_gflop_per_chunk": single(float(np.mean([c.flops for c in chunks])) / 1e9, "GFLOP"),
+        "dit_gflop_per_s": distribution(dit, "GFLOP/s", "higher"),
+        "codec_gflop_per_chunk": single(_codec_flops(result) / 1e9, "GFLOP"),
+        "realised_keep": single(result.realised_keep, "share of tokens"),
+        "first_chunk_ms": single(result.first_chunk_ms, "ms", "lower"),
+        "first_chunk_frames": single(result.first_chunk_frames, "frame"),
+        "open_ms": single(result.open_ms, "ms", "lower"),
+        "prompt_ms": single(result.prompt_ms, "ms", "lower"),
+        "memory_predicted_buffers": single(predicted.buffers_bytes / 1e6, "MB"),
+        "memory_predicted_weights": single(predicted.weights_bytes / 1e6, "MB"),
+        "memory_measured_open": single((result.rss_open - result.rss_before) / 1e6, "MB"),
+        "memory_measured_steady": single((result.rss_steady - result.rss_before) / 1e6, "MB"),
+        "memory_peak_process": single(result.peak / 1e6, "MB"),
+    }
+    return out
+
+
+def _codec_flops(result: CaseResult) -> float:
+    encode, decode = codec_layers(result.manifest.model, result.manifest.stream)
+    work = codec_work([*encode, *decode])
+    return total_flops(work) * result.manifest.stream.num_frame_per_block
+
+
+def _inverse(times_ms: list[float], frames: int) -> Figure:
+    """Frames per second from chunk times; p95 and p99 are those of the slow chunks."""
+    slow = np.percentile(times_ms, [25, 50, 75, 95, 99])
+    fast, p50, low, p95, p99 = (float(frames / ms * 1e3) for ms in slow)
+    return Figure(
+        value=p50,
+        unit="frame/s",
+        better="higher",
+        count=len(times_ms),
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        spread=(fast - low) / 2,
+    )
+
+
+def to_record(result: CaseResult, command: str) -> Record:
+    """The case as a record."""
+    load = os.getloadavg()[0]
+    return new_record(
+        "bench",
+        part_name(result),
+        command,
+        configuration(result),
+        figures(result),
+        notes=(
+            f"{result.warmup} warm-up chunks",
+            f"load average {load:.1f} on {len(os.sched_getaffinity(0))} cores at the end",
+            *(f"bundle {k}: {v}" for k, v in sorted(result.manifest.notes.items())),
+        ),
+    )
+
+
+def part_name(result: CaseResult) -> str:
+    """A file name for the case."""
+    c = result.case
+    mask = c.mask if c.mask == "off" else f"{c.mask}-{c.keep:g}"
+    threads = f"-t{c.threads}" if c.threads else ""
+    window = result.manifest.stream.local_attn_size
+    return f"{result.manifest.model.name}-w{window}-{c.backend}-{result.precision}-{mask}{threads}"

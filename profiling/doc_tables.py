@@ -1,0 +1,63 @@
+"""Tables in the docs, written from committed records and never by hand.
+
+A document marks a table with ``<!-- records: KIND -->`` and ``<!-- end -->``; what stands between
+is replaced. Without a record of that kind it says "not measured yet".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from liveedit.errors import UsageError
+from liveedit.profiling.records import Figure, Record
+from liveedit.profiling.text_table import markdown_table
+
+_BLOCK = re.compile(
+    r"(<!-- records: (?P<kind>[\w-]+)(?P<figures>(?: [\w.]+)*) -->\n).*?(<!-- end -->)", re.DOTALL
+)
+NOT_MEASURED = "not measured yet"
+
+
+def fill(text: str, records: Sequence[Record]) -> str:
+    """The document with every marked table renewed.
+
+    Raises:
+        UsageError: a marker names a figure that a record of its kind lacks.
+    """
+
+    def renew(match: re.Match[str]) -> str:
+        chosen = [r for r in records if r.kind == match["kind"]]
+        body = _table(chosen, match["figures"].split()) if chosen else NOT_MEASURED
+        return f"{match[1]}{body}\n{match[4]}"
+
+    return _BLOCK.sub(renew, text)
+
+
+def fill_file(path: Path, records: Sequence[Record]) -> bool:
+    """Renew a document in place. Returns whether it changed."""
+    old = path.read_text()
+    new = fill(old, records)
+    if new != old:
+        path.write_text(new)
+    return new != old
+
+
+def _table(records: Sequence[Record], names: Sequence[str]) -> str:
+    rows = []
+    for r in records:
+        for name in names:
+            if name not in r.figures:
+                raise UsageError(f"record {r.kind}/{r.part} has no figure {name!r}")
+        where = ", ".join(g.name for g in r.environment.gpus) or r.environment.cpu
+        cells = [_cell(r.figures[n]) for n in names]
+        rows.append((r.part, where, *cells, r.made_at[:10], r.environment.commit))
+    units = {n: records[-1].figures[n].unit for n in names}
+    head = ["case", "machine", *(f"{n.replace('_', ' ')}, {units[n]}" for n in names)]
+    return markdown_table([*head, "date", "commit"], rows)
+
+
+def _cell(figure: Figure) -> str:
+    text = f"{figure.value:.3g}"
+    return text if figure.p99 is None else f"{text} (p99 {figure.p99:.3g})"

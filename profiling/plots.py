@@ -1,0 +1,169 @@
+"""PNG plots of bench records. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from liveedit.errors import UsageError
+from liveedit.profiling.records import Record
+
+_BLUE, _ORANGE, _GREEN, _GREY = "#2563eb", "#f59e0b", "#10b981", "#64748b"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError(
+            "plots need matplotlib. Install: pip install matplotlib, or leave --plots out"
+        ) from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.alpha": 0.25,
+            "font.size": 10,
+            "axes.titlesize": 11,
+            "axes.titlelocation": "left",
+            "legend.frameon": False,
+        }
+    )
+    return plt
+
+
+def latency_histogram(samples: Mapping[str, Sequence[float]], path: Path) -> Path:
+    """Chunk times of each case, with median and p99 marked."""
+    import numpy as np
+
+    plt = _pyplot()
+    figure, axes = plt.subplots(len(samples), 1, figsize=(7, 1.1 + 1.9 * len(samples)), sharex=True)
+    for axis, (label, times) in zip(np.atleast_1d(axes), samples.items(), strict=True):
+        axis.hist(times, bins=min(40, max(8, len(times) // 2)), color=_BLUE, alpha=0.8)
+        p50, p99 = np.percentile(times, [50, 99])
+        axis.axvline(p50, color=_GREY, linestyle="--", label=f"median {p50:.1f} ms")
+        axis.axvline(p99, color=_ORANGE, label=f"p99 {p99:.1f} ms")
+        axis.set_title(f"{label}, {len(times)} chunks")
+        axis.set_ylabel("chunks")
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+    np.atleast_1d(axes)[-1].set_xlabel("time per chunk, ms")
+    return _save(figure, path)
+
+
+def fps_against_keep(records: Sequence[Record], path: Path) -> Path:
+    """FPS over the realised share of kept tokens, end to end and DiT only."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    groups: dict[str, list[Record]] = {}
+    for r in records:
+        c = r.configuration
+        key = f"{c['model']} {c['backend']} {c['precision']}"
+        groups.setdefault(key, []).append(r)
+    for color, (label, group) in zip(
+        (_BLUE, _ORANGE, _GREEN, _GREY) * 3, groups.items(), strict=False
+    ):
+        group = sorted(group, key=lambda r: r.figures["realised_keep"].value)
+        x = [100 * r.figures["realised_keep"].value for r in group]
+        for name, style, what in (("fps", "-", "end to end"), ("fps_dit_only", "--", "DiT only")):
+            f = [r.figures[name] for r in group]
+            axis.errorbar(
+                x,
+                [v.value for v in f],
+                yerr=[v.spread or 0.0 for v in f],
+                color=color,
+                linestyle=style,
+                marker="o",
+                markersize=4,
+                capsize=3,
+                label=f"{label}, {what}",
+            )
+    axis.set_xlabel("tokens kept in pruned passes, %")
+    axis.set_ylabel("frames per second")
+    axis.set_ylim(bottom=0)
+    axis.set_title("Speed against realised keep ratio (bars: middle half of the chunks)")
+    axis.legend()
+    return _save(figure, path)
+
+
+def stage_bars(records: Sequence[Record], path: Path) -> Path:
+    """Where a chunk's time goes, per case."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.5 * len(records)))
+    names = list(dict.fromkeys(n for r in records for n in r.figures if n.startswith("stage_ms.")))
+    names.sort(key=lambda n: -max(_value(r, n) for r in records))
+    longest = max(r.figures["chunk_ms"].value for r in records)
+    names = [  # what nobody could see only crowds the legend
+        n for n in names if max(_value(r, n) for r in records) > 0.004 * longest
+    ]
+    left = [0.0] * len(records)
+    for color, name in zip(plt.get_cmap("tab10").colors * 2, names, strict=False):
+        width = [_value(r, name) for r in records]
+        label = name.removeprefix("stage_ms.")
+        axis.barh([r.part for r in records], width, left=left, color=color, label=label)
+        left = [a + b for a, b in zip(left, width, strict=True)]
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("median ms per chunk")
+    axis.set_title("Stages of a chunk")
+    axis.legend(ncols=1, bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
+    return _save(figure, path)
+
+
+def _value(record: Record, name: str) -> float:
+    figure = record.figures.get(name)
+    return figure.value if figure else 0.0
+
+
+def roofline(
+    points: Sequence[tuple[str, float, float]],
+    peak_gflops: float,
+    bandwidth_gbps: float,
+    path: Path,
+    *,
+    title: str,
+) -> Path:
+    """Achieved GFLOP/s of each (name, FLOP per byte, GFLOP/s) under the machine's roof."""
+    import numpy as np
+
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7.5, 4.6))
+    ridge = peak_gflops / bandwidth_gbps
+    intensities = [p[1] for p in points] + [ridge]
+    x = np.logspace(np.log10(min(intensities) / 4), np.log10(max(intensities) * 4), 200)
+    axis.plot(x, np.minimum(peak_gflops, bandwidth_gbps * x), color=_GREY, linewidth=2)
+    axis.annotate(
+        f"{peak_gflops:.0f} GFLOP/s", (x[-1], peak_gflops), ha="right", va="bottom", color=_GREY
+    )
+    axis.annotate(
+        f"{bandwidth_gbps:.1f} GB/s",
+        (x[0], bandwidth_gbps * x[0]),
+        ha="left",
+        va="bottom",
+        color=_GREY,
+    )
+    for color, (name, intensity, rate) in zip(
+        plt.get_cmap("tab10").colors * 3, points, strict=False
+    ):
+        axis.scatter([intensity], [rate], color=color, s=42, zorder=3, label=name)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("FLOP per byte (compulsory traffic)")
+    axis.set_ylabel("GFLOP/s")
+    axis.set_title(title)
+    axis.legend(fontsize=8, loc="lower right")
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    _pyplot().close(figure)
+    return path

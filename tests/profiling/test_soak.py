@@ -1,0 +1,50 @@
+"""A long stream stays as it began, and a planted leak is caught."""
+
+from pathlib import Path
+
+import pytest
+
+from liveedit.cli import main
+from liveedit.errors import UsageError
+from liveedit.profiling.soak import soak
+
+
+def test_a_thousand_chunks_of_the_loop(micro_bundle: Path) -> None:
+    got = soak(micro_bundle, chunks=1000, backend="null", precision="fp32")
+    assert got.failures() == []
+    assert got.chunks == 1000
+    assert got.calls["run dit_step"] == 5
+    assert got.calls["bytes written"] > 0
+    assert "alloc" not in got.calls
+
+
+@pytest.mark.slow
+def test_a_thousand_chunks_of_a_real_stream(micro_bundle: Path) -> None:
+    got = soak(micro_bundle, chunks=1000, precision="fp32", threads=1)
+    assert got.failures() == []
+    assert got.non_finite == 0
+
+
+def test_a_planted_leak_is_caught(
+    micro_bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    got = soak(micro_bundle, chunks=300, backend="null", precision="fp32", leak_bytes=65536)
+    (failure,) = got.failures()
+    assert "memory grew" in failure
+    assert got.rss_slope == pytest.approx(65536, rel=0.5)
+    args = ["bench", "soak", "--bundle", str(micro_bundle), "--backend", "null",
+            "--precision", "fp32", "--chunks=300", "--out", str(tmp_path / "s.json")]  # fmt: skip
+    assert main([*args, "--plant-leak", "65536"]) == 1
+    assert "FAILED: memory grew" in capsys.readouterr().out
+    assert main(args) == 0
+    assert "passed" in capsys.readouterr().out
+    assert (tmp_path / "s.json").is_file()
+
+
+def test_bad_input(micro_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="--chunks or --minutes"):
+        soak(micro_bundle)
+    with pytest.raises(UsageError, match="at least 20 chunks"):
+        soak(micro_bundle, chunks=3)
+    with pytest.raises(UsageError, match="not 'abacus'"):
+        soak(micro_bundle, chunks=30, backend="abacus")
