@@ -117,22 +117,28 @@ class StreamingCodec:
             self._encoder.run()
             self._backend.copy(f"{graph}.latent", latent, src_row=0, dst_row=row, count=1)
 
+    def decoded_frames(self, count: int) -> list[int]:
+        """How many pixel frames each of the next ``count`` latents will give."""
+        sizes = [self._decoded[self._decoder.graph]] + [self._decoded["decode_next"]] * (count - 1)
+        if self._decoder.calls == 0:
+            sizes[0] -= self._spec.decode_first_trim
+        return sizes
+
     def decode(self, latent: str, count: int) -> Frames:
         """Decode latent frames 0..count of a buffer. Returns uint8 [n, H, W, 3], new memory."""
-        sizes = [self._decoded[self._decoder.graph]] + [self._decoded["decode_next"]] * (count - 1)
-        trim = self._spec.decode_first_trim if self._decoder.calls == 0 else 0
-        out: Frames = np.empty((sum(sizes) - trim, *self._scratch.shape[1:]), dtype=np.uint8)
+        sizes = self.decoded_frames(count)
+        out: Frames = np.empty((sum(sizes), *self._scratch.shape[1:]), dtype=np.uint8)
         end = 0
         for row, size in enumerate(sizes):
             graph = self._decoder.graph
             with self._tracer.range("decode"):
                 self._backend.copy(latent, f"{graph}.latent", src_row=row, dst_row=0, count=1)
                 self._decoder.run()
-            start, end = end, end + size - (trim if row == 0 else 0)
+            start, end = end, end + size
             with self._tracer.range("download"):
-                whole = end - start == size
-                target = out[start:end] if whole else self._scratch[:size]
+                given = self._decoded[graph]
+                target = out[start:end] if given == size else self._scratch[:given]
                 self._backend.read_frames(f"{graph}.frames", target, self._range)
-                if not whole:
-                    out[start:end] = target[size - (end - start) :]
+                if given != size:
+                    out[start:end] = target[given - size :]
         return out

@@ -28,6 +28,8 @@ class Chunk(Protocol):
     @property
     def frames(self) -> npt.NDArray[np.uint8]: ...
     @property
+    def latent_rows(self) -> npt.NDArray[np.int64]: ...
+    @property
     def importance(self) -> npt.NDArray[np.float32]: ...
     @property
     def kept(self) -> npt.NDArray[np.bool_]: ...
@@ -121,10 +123,7 @@ class ClipEdit:
         for chunk in chunks:
             assert chunk.first_frame == self._num_written, chunk.first_frame
             opacity = self._soft_mask(chunk.importance)  # [F, h, w]
-            for number, edited in enumerate(chunk.frames, start=chunk.first_frame):
-                # Latent frame k shows pixel frames 4 k - 3 to 4 k.
-                latent = (number + 3) // 4 - chunk.index * len(opacity)
-                latent = min(max(latent, 0), len(opacity) - 1)
+            for edited, latent in zip(chunk.frames, chunk.latent_rows, strict=True):
                 self._put_frame(edited, opacity[latent], chunk.kept[latent])
             self._num_written += len(chunk.frames)
             if self._on_progress is not None:

@@ -43,6 +43,7 @@ class EditedChunk:
     index: int
     first_frame: int
     frames: Frames  # [n, H, W, 3] uint8
+    latent_rows: npt.NDArray[np.int64]  # [n]: the latent frame in [0, F) that shows each frame
     importance: npt.NDArray[np.float32]  # [F, h, w] in [0, 1]: how much each latent pixel changed
     kept: npt.NDArray[np.bool_]  # [F, h/2, w/2]: tokens that the pruned passes computed
     num_kept: int
@@ -356,6 +357,9 @@ class StreamEditor:
             self._commit()
             kept, num_kept = pruned.kept.copy(), pruned.num_kept
             importance = self._choose_mask(usable=recovered is None)
+            rows = np.repeat(
+                np.arange(self._num_frames), self._codec.decoded_frames(self._num_frames)
+            )
             frames = self._decode(passthrough=recovered == "passthrough")
         first_frame = self._at.num_out
         self._at.num_out += len(frames)
@@ -363,6 +367,7 @@ class StreamEditor:
             index=chunk,
             first_frame=first_frame,
             frames=frames,
+            latent_rows=rows[: len(frames)],
             importance=importance,
             kept=kept,
             num_kept=num_kept,

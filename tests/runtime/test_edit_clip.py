@@ -25,6 +25,7 @@ class FakeChunk:
     index: int
     first_frame: int
     frames: np.ndarray
+    latent_rows: np.ndarray
     importance: np.ndarray
     kept: np.ndarray
 
@@ -66,7 +67,9 @@ class FakeEditor:
         importance = np.zeros(GRID, np.float32)
         for f in range(3):
             importance[f] = self.changed(3 * self.index + f)
-        out = FakeChunk(self.index, self.first, frames, importance, np.ones((3, 3, 4), np.bool_))
+        rows = np.repeat([0, 1, 2], [1 if self.index == 0 else 4, 4, 4])[: len(frames)]
+        kept = np.ones((3, 3, 4), np.bool_)
+        out = FakeChunk(self.index, self.first, frames, rows, importance, kept)
         self.index, self.first = self.index + 1, self.first + len(frames)
         return out
 
