@@ -61,11 +61,11 @@ def paint_mask(original: Image, opacity: Image, kept: npt.NDArray[np.bool_] | No
     """
     painted = _mix(original, _EDIT_COLOUR, opacity // 2)
     if kept is not None:
-        painted[~kept] //= 2
+        painted >>= (~kept).view(np.uint8)[..., None]
     return painted
 
 
 def _mix(below: Image, above: npt.NDArray[np.uint16], opacity: Image) -> Image:
     weight = opacity.astype(np.uint16)[..., None]
-    # 255 * 255 + 127 fits 16 bits
-    return ((below * (255 - weight) + above * weight + 127) // 255).astype(np.uint8)
+    total = below * (255 - weight) + above * weight + 128  # fits 16 bits
+    return ((total + (total >> 8)) >> 8).astype(np.uint8)  # total / 255, rounded
