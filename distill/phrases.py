@@ -1,0 +1,105 @@
+"""Instructions in words: several phrasings of every edit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+RECOLOUR = (
+    "make the {thing} {colour}",
+    "turn the {thing} {colour}",
+    "change the {thing} to {colour}",
+    "paint the {thing} {colour}",
+    "recolor the {thing} to {colour}",
+    "color the {thing} {colour}",
+    "change the color of the {thing} to {colour}",
+    "the {thing} should be {colour}",
+    "i want the {thing} to be {colour}",
+    "let the {thing} become {colour}",
+)
+REMOVE = (
+    "remove the {thing}",
+    "delete the {thing}",
+    "erase the {thing}",
+    "take away the {thing}",
+    "get rid of the {thing}",
+    "make the {thing} disappear",
+    "take the {thing} out",
+)
+REPLACE = (
+    "turn the {thing} into a {other}",
+    "replace the {thing} with a {other}",
+    "change the {thing} into a {other}",
+    "make the {thing} a {other}",
+    "swap the {thing} for a {other}",
+)
+EVERYTHING = (
+    "make everything {old} {colour}",
+    "turn everything {old} {colour}",
+    "change {old} to {colour}",
+    "turn all {old} things {colour}",
+    "replace {old} with {colour}",
+)
+GLOBAL: dict[str, tuple[str, ...]] = {
+    "black and white": (
+        "make it black and white",
+        "turn the video black and white",
+        "convert to grayscale",
+        "remove all color",
+        "make the picture gray",
+    ),
+    "sepia": ("make it sepia", "turn the video sepia", "give it an old sepia look", "sepia tone"),
+    "warmer": ("make it warmer", "warm up the colors", "give it a warm look", "make the light warm"),
+    "cooler": ("make it cooler", "cool down the colors", "give it a cold look", "make the light cold"),
+    "brighter": ("make it brighter", "brighten the video", "more light", "make the scene bright"),
+    "darker": ("make it darker", "darken the video", "less light", "make the scene dark"),
+    "night": ("make it night", "turn day into night", "make it look like night", "night scene"),
+}
+# Words for coloured regions of real footage, where nobody knows what the region is.
+REGION_NOUNS = (
+    "thing", "object", "box", "part", "area", "surface", "shirt", "jacket", "car", "flower",
+    "flowers", "leaves", "sky", "wall", "bird", "toy", "bag", "cup", "book", "ball", "package",
+    "sign", "coat", "plant", "fruit", "clothes", "case", "light", "carton",
+)  # fmt: skip
+# The "box" names a printed carton; a flat square is called so.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "ball": ("ball", "ball", "sphere"),
+    "box": ("box", "box", "box", "package", "carton"),
+    "ring": ("ring", "ring", "donut"),
+    "cross": ("cross", "plus"),
+}
+
+
+def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def thing(
+    rng: np.random.Generator, colour: str, shape: str, *, unique_colour: bool, unique_shape: bool
+) -> str:
+    """Name an object so that nobody can mistake it for another one of its scene."""
+    noun = pick(rng, SYNONYMS.get(shape, (shape,)))
+    roll = rng.random()
+    if unique_colour and roll < 0.12:
+        return f"{colour} {pick(rng, ('thing', 'object', 'one'))}"
+    if unique_shape and roll > 0.85:
+        return noun
+    return f"{colour} {noun}"
+
+
+def everything() -> list[str]:
+    """Every phrase with every slot word at least once: the tokenizer's corpus."""
+    from liveedit.distill.objects import SHAPES
+    from liveedit.distill.palette import COLOURS
+
+    nouns = sorted({*SHAPES, *REGION_NOUNS, *(s for v in SYNONYMS.values() for s in v), "one"})
+    out = [phrase for group in GLOBAL.values() for phrase in group]
+    for i, noun in enumerate(nouns):
+        for j, colour in enumerate(COLOURS):
+            other = COLOURS[(i + j + 1) % len(COLOURS)]
+            what = f"{colour} {noun}"
+            out += [t.format(thing=what, colour=other) for t in RECOLOUR]
+            out += [t.format(thing=what) for t in REMOVE]
+            swap = nouns[(i + j + 1) % len(nouns)]
+            out += [t.format(thing=what, other=f"{other} {swap}") for t in REPLACE]
+            out += [t.format(old=colour, colour=other) for t in EVERYTHING]
+    return out
