@@ -287,8 +287,9 @@ def band_scene(rng: np.random.Generator, footage: Footage, config: SceneConfig) 
         if rng.random() < 0.25:
             words = phrases.pick(rng, phrases.EVERYTHING).format(old=old, colour=new)
         else:
-            what = f"{old} {phrases.pick(rng, phrases.REGION_NOUNS)}"
-            words = phrases.pick(rng, phrases.RECOLOUR).format(thing=what, colour=new)
+            words = phrases.pick(rng, phrases.RECOLOUR).format(
+                thing=phrases.region(rng, old), colour=new
+            )
         mask = np.maximum(to_bytes(weight), (weight > 0).astype(np.uint8))
         edits.append(
             Edit(

@@ -198,7 +198,20 @@ def box_print(rng: np.random.Generator, photo: NDArray[np.uint8]) -> tuple[Array
         pattern = (edge > 2) & (edge < 8) & (np.sin(rows * 0.9) * np.sin(columns * 0.9) > 0.25)
         printed[pattern] = rng.random(3)
         paint[pattern] = 0.3
-    return paint, printed
+    # Print is finer than the picture's pixels: blurred, it does not flicker as the box turns.
+    soft = _blur(np.concatenate((paint[..., None], printed), axis=-1))
+    return soft[..., 0], soft[..., 1:]
+
+
+def _blur(texture: Array) -> Array:
+    """3 x 3 mean over the first two axes, edges repeated."""
+    for axis in (0, 1):
+        first, last = texture.take([0], axis), texture.take([-1], axis)
+        rest = texture.shape[axis] - 1
+        before = np.concatenate((first, texture.take(range(rest), axis)), axis)
+        after = np.concatenate((texture.take(range(1, rest + 1), axis), last), axis)
+        texture = (before + texture + after) / np.float32(3)
+    return texture
 
 
 def box_layer(

@@ -12,6 +12,8 @@ RECOLOUR = (
     "recolor the {thing} to {colour}",
     "color the {thing} {colour}",
     "change the color of the {thing} to {colour}",
+    "change the colour of the {thing} to {colour}",
+    "recolour the {thing} {colour}",
     "the {thing} should be {colour}",
     "i want the {thing} to be {colour}",
     "let the {thing} become {colour}",
@@ -46,6 +48,7 @@ GLOBAL: dict[str, tuple[str, ...]] = {
         "convert to grayscale",
         "remove all color",
         "make the picture gray",
+        "make it grey",
     ),
     "sepia": ("make it sepia", "turn the video sepia", "give it an old sepia look", "sepia tone"),
     "warmer": ("make it warmer", "warm up the colors", "give it a warm look", "make the light warm"),
@@ -73,11 +76,27 @@ def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
+def invented(rng: np.random.Generator) -> str:
+    """A word that means nothing, so that unknown words come to mean nothing."""
+    syllables = int(rng.integers(1, 4))
+    parts = [pick(rng, tuple("bcdfghklmnprstvwz")) + pick(rng, tuple("aeiou")) for _ in range(syllables)]
+    return "".join(parts) + pick(rng, ("", "n", "r", "l", "s", "t", "ck", "ing", "y"))
+
+
+def region(rng: np.random.Generator, colour: str) -> str:
+    """Words for a coloured region of real footage."""
+    noun = pick(rng, REGION_NOUNS) if rng.random() < 0.85 else invented(rng)
+    extra = f"{invented(rng)} " if rng.random() < 0.1 else ""
+    return f"{colour} {extra}{noun}"
+
+
 def thing(
     rng: np.random.Generator, colour: str, shape: str, *, unique_colour: bool, unique_shape: bool
 ) -> str:
     """Name an object so that nobody can mistake it for another one of its scene."""
     noun = pick(rng, SYNONYMS.get(shape, (shape,)))
+    if rng.random() < 0.04:
+        noun = f"{invented(rng)} {noun}"
     roll = rng.random()
     if unique_colour and roll < 0.12:
         return f"{colour} {pick(rng, ('thing', 'object', 'one'))}"

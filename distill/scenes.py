@@ -32,18 +32,22 @@ def camera_over_photo(
 ) -> Bytes:
     """Pan, zoom, turn and shake over a photograph. [T, height, width, 3]; still in one of four."""
     image = Image.fromarray(photo)
-    zoom = rng.uniform(1.05, 1.9)  # picture size in units of the smallest that covers the frame
+    zoom = rng.uniform(1.05, 2.4)  # picture size in units of the smallest that covers the frame
     scale = max(width / image.width, height / image.height) * zoom
     image = image.resize(
         (max(round(image.width * scale), width), max(round(image.height * scale), height)),
         Image.Resampling.LANCZOS,
     )
+    # Turning looks a little past the edge: mirrored pixels there instead of black corners.
+    border = 16
+    padded = np.pad(np.asarray(image), ((border, border), (border, border), (0, 0)), "reflect")
+    image = Image.fromarray(padded)
     time = np.arange(num_frames) / 24.0
     moving = rng.random() > 0.25
     amount = 1.0 if moving else 0.0
-    room_x, room_y = image.width - width, image.height - height
-    x = rng.uniform(0, room_x) + amount * rng.normal(0, 0.18) * width * time
-    y = rng.uniform(0, room_y) + amount * rng.normal(0, 0.12) * height * time
+    room_x, room_y = image.width - width - 2 * border, image.height - height - 2 * border
+    x = border + rng.uniform(0, room_x) + amount * rng.normal(0, 0.18) * width * time
+    y = border + rng.uniform(0, room_y) + amount * rng.normal(0, 0.12) * height * time
     shake = amount * rng.uniform(0, 1.2)
     x = x + shake * np.sin(rng.uniform(3, 9) * time + rng.uniform(0, 6))
     y = y + shake * np.sin(rng.uniform(3, 9) * time + rng.uniform(0, 6))
@@ -52,8 +56,8 @@ def camera_over_photo(
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     for t in range(num_frames):
         cos, sin = grow[t] * np.cos(turn[t]), grow[t] * np.sin(turn[t])
-        centre_x = np.clip(x[t] + width / 2, width / 2, image.width - width / 2)
-        centre_y = np.clip(y[t] + height / 2, height / 2, image.height - height / 2)
+        centre_x = np.clip(x[t], border, border + room_x) + width / 2
+        centre_y = np.clip(y[t], border, border + room_y) + height / 2
         left = centre_x - cos * width / 2 + sin * height / 2
         top = centre_y - sin * width / 2 - cos * height / 2
         frames[t] = np.asarray(

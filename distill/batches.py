@@ -1,0 +1,97 @@
+"""Training batches out of coded scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from liveedit.distill.latents import LatentScene
+from liveedit.distill.presets import PhaseConfig, TrainConfig
+
+
+@dataclass
+class Batch:
+    """Clips of one length.
+
+    Attributes:
+        source, target: [B, C, F, h, w] float32.
+        context: like target; what the past blocks show, which may be another edit.
+        mask: [B, 1, F, h, w] float32 in [0, 1].
+        prompts: B instructions.
+        frame_positions: [F] absolute latent-frame index of each frame.
+    """
+
+    source: Tensor
+    target: Tensor
+    context: Tensor
+    mask: Tensor
+    prompts: list[str]
+    frame_positions: Tensor
+
+
+def draw_batch(
+    scenes: Sequence[LatentScene],
+    rng: np.random.Generator,
+    config: TrainConfig,
+    phase: PhaseConfig,
+    block: int,
+) -> Batch:
+    """Draw scenes, edits, spans and crops. Scenes shorter than the phase's clips are redrawn."""
+    wanted = phase.num_latent_frames
+    rows = []
+    while len(rows) < phase.batch_size:
+        scene = scenes[int(rng.integers(len(scenes)))]
+        length = scene.source.shape[1]
+        if length < wanted:
+            continue
+        n = int(rng.integers(len(scene.edits)))
+        # Blocks keep their place: the codec's memory is empty at the start of a clip only.
+        grid = 1 if wanted < block else block
+        start = grid * int(rng.integers((length - wanted) // grid + 1))
+        span = slice(start, start + wanted)
+        mask = scene.masks[n, span].astype(np.float32) / 255.0
+        context = scene.targets[n]
+        if rng.random() < config.other_context:
+            other = int(rng.integers(len(scene.edits) + 1))
+            context = scene.source if other == len(scene.edits) else scene.targets[other]
+        columns = slice(None)
+        if phase.crop_columns:
+            left = crop_start(mask, phase.crop_columns, rng)
+            columns = slice(left, left + phase.crop_columns)
+        parts = (scene.source, scene.targets[n], context)
+        rows.append(
+            (
+                *(torch.from_numpy(p[:, span, :, columns]).float() for p in parts),
+                torch.from_numpy(mask[None, :, :, columns]),
+                scene.edits[n]["instruction"],
+            )
+        )
+    source, target, context, mask, prompts = zip(*rows, strict=True)
+    positions = torch.arange(wanted)
+    if wanted > block and rng.random() < config.far_context:
+        positions[block:] += block * int(rng.integers(1, 300))
+    return Batch(
+        source=torch.stack(source),
+        target=torch.stack(target),
+        context=torch.stack(context),
+        mask=torch.stack(mask),
+        prompts=list(prompts),
+        frame_positions=positions,
+    )
+
+
+def crop_start(mask: np.ndarray, columns: int, rng: np.random.Generator) -> int:
+    """Left edge (even) of a crop that holds a random edited column of mask [F, h, w]."""
+    width = mask.shape[-1]
+    edited = np.flatnonzero(mask.max(axis=(0, 1)) > 0)
+    last = (width - columns) // 2
+    if not len(edited):
+        return 2 * int(rng.integers(last + 1))
+    middle = int(edited[int(rng.integers(len(edited)))])
+    low = int(np.clip((middle - columns + 2) // 2, 0, last))
+    high = int(np.clip(middle // 2, 0, last))
+    return 2 * int(rng.integers(low, high + 1))

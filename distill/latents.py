@@ -1,0 +1,125 @@
+"""Scenes coded once by the frozen codec and kept on disk: what the editor trains on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from liveedit.distill.edits import Scene, SceneConfig, make_scene
+from liveedit.distill.scenes import Footage
+from liveedit.errors import UsageError
+from liveedit.models.taehv import TAEHV
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentScene:
+    """One source with its edits, coded.
+
+    Attributes:
+        source: [C, F, h, w] float16.
+        targets: [n, C, F, h, w] float16.
+        masks: [n, F, h, w] uint8, the largest edit weight among the pixels of each latent.
+        edits: n dictionaries: instruction, kind, colour, new_colour, shape, new_shape.
+    """
+
+    source: NDArray[np.float16]
+    targets: NDArray[np.float16]
+    masks: NDArray[np.uint8]
+    edits: list[dict[str, str]]
+
+
+def to_tensor(frames: NDArray[np.uint8]) -> Tensor:
+    """[T, H, W, 3] uint8 -> [1, 3, T, H, W] float32 in [0, 1]."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 255.0
+
+
+def latent_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[T, H, W] -> [ceil(T / 4), H / 8, W / 8], maximum over each latent's pixels."""
+    num_frames, height, width = mask.shape
+    padded = np.concatenate((mask, np.repeat(mask[-1:], -num_frames % 4, axis=0)))
+    blocks = padded.reshape(-1, 4, height // 8, 8, width // 8, 8)
+    return np.asarray(blocks.max(axis=(1, 3, 5)), np.uint8)
+
+
+@torch.inference_mode()
+def code_scene(codec: TAEHV, scene: Scene) -> LatentScene:
+    """Run the encoder over the source and every target."""
+    clips = [scene.source, *(edit.target for edit in scene.edits)]
+    coded = np.stack([codec.encode(to_tensor(clip))[0].half().numpy() for clip in clips])
+    return LatentScene(
+        source=coded[0],
+        targets=coded[1:],
+        masks=np.stack([latent_mask(edit.mask) for edit in scene.edits]),
+        edits=[
+            {
+                "instruction": e.instruction,
+                "kind": e.kind,
+                "colour": e.colour,
+                "new_colour": e.new_colour,
+                "shape": e.shape,
+                "new_shape": e.new_shape,
+            }
+            for e in scene.edits
+        ],
+    )
+
+
+def save_scene(path: Path, scene: LatentScene) -> None:
+    """Write one .npz, whole or not at all."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            source=scene.source,
+            targets=scene.targets,
+            masks=scene.masks,
+            edits=np.frombuffer(json.dumps(scene.edits).encode(), np.uint8),
+        )
+    partial.replace(path)
+
+
+def load_scene(path: Path) -> LatentScene:
+    with np.load(path, allow_pickle=False) as data:
+        return LatentScene(
+            source=data["source"],
+            targets=data["targets"],
+            masks=data["masks"],
+            edits=json.loads(data["edits"].tobytes()),
+        )
+
+
+def fill_cache(
+    folder: Path, codec: TAEHV, footage: Footage, config: SceneConfig, seeds: Sequence[int]
+) -> Iterator[int]:
+    """Code every seed that the folder lacks; yields the seeds as they are done. Resumable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        path = folder / f"{seed:07d}.npz"
+        if not path.exists():
+            save_scene(path, code_scene(codec, make_scene(seed, footage, config)))
+        yield seed
+
+
+def load_cache(folder: Path, known: dict[str, LatentScene] | None = None) -> dict[str, LatentScene]:
+    """All coded scenes by file name; files in ``known`` are not read again.
+
+    Raises:
+        UsageError: the folder holds none.
+    """
+    scenes = dict(known or {})
+    for path in sorted(folder.glob("*.npz")):
+        if path.name not in scenes:
+            scenes[path.name] = load_scene(path)
+    if not scenes:
+        raise UsageError(
+            f"{folder} holds no coded scenes; make some with: python -m liveedit.distill.encode"
+        )
+    return scenes

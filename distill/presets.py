@@ -1,0 +1,108 @@
+"""Training configurations: plain data, JSON in and out, with named presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from liveedit.errors import UsageError
+
+Stage = Literal["foundation", "causal"]
+Forcing = Literal["released", "teacher_forcing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """A stretch of training with one clip length."""
+
+    steps: int
+    num_latent_frames: int
+    batch_size: int
+    crop_columns: int = 0  # latent columns kept around the edit; 0 keeps all
+    on_policy: float = 0.0  # share of samples noised from the model's own estimate
+    lr_end: float | None = None  # linear from the base rate to this one; None keeps the base rate
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.num_latent_frames, self.batch_size) < 1:
+            raise UsageError("a phase needs steps, num_latent_frames and batch_size of at least 1")
+        if self.crop_columns % 2:
+            raise UsageError(f"crop_columns must be even, got {self.crop_columns}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run of one stage.
+
+    ``foundation`` is full attention with one timestep per clip. ``causal`` is block-causal with a
+    timestep per block: ``released`` noises every block by itself, ``teacher_forcing`` shows each
+    block the clean blocks before it, as the stream's KV cache will.
+    """
+
+    stage: Stage = "causal"
+    forcing: Forcing = "teacher_forcing"
+    model: str = "tiny"
+    seed: int = 0
+    lr: float = 8e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, ...] = (0.9, 0.98)
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    edit_weight: float = 4.0  # extra loss inside the edit mask
+    step_share: float = 0.65  # timesteps drawn from the stream's own step list; the rest uniform
+    first_step_share: float = 0.5  # of those, drawn at the first step of the list
+    context_noise: float = 0.1  # Gaussian noise on clean context, standard deviation
+    other_context: float = 0.15  # context that carries another edit or none
+    far_context: float = 0.3  # first block placed far back in time, as a sink of a long stream
+    save_every: int = 200
+    phases: tuple[PhaseConfig, ...] = field(
+        default=(PhaseConfig(steps=1000, num_latent_frames=3, batch_size=8),)
+    )
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise UsageError("phases is empty")
+
+    @property
+    def total_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> tuple[PhaseConfig, int]:
+        """The phase of a step and the step's number within it."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase, step
+            step -= phase.steps
+        return self.phases[-1], self.phases[-1].steps
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "tiny": TrainConfig(
+        phases=(
+            PhaseConfig(steps=1800, num_latent_frames=1, batch_size=24, crop_columns=20),
+            PhaseConfig(steps=1500, num_latent_frames=3, batch_size=10),
+            PhaseConfig(
+                steps=900, num_latent_frames=6, batch_size=4, on_policy=0.3, lr_end=5e-5
+            ),
+        ),
+    ),
+    "tiny-smoke": TrainConfig(
+        warmup_steps=5,
+        save_every=10,
+        phases=(
+            PhaseConfig(steps=20, num_latent_frames=1, batch_size=4, crop_columns=16),
+            PhaseConfig(steps=10, num_latent_frames=6, batch_size=2),
+        ),
+    ),
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """A named configuration.
+
+    Raises:
+        UsageError: no preset has that name.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"no training preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]

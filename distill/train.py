@@ -1,0 +1,253 @@
+"""Train the editor: `liveedit train causal --preset tiny --scenes FOLDER --out FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from liveedit.config import ModelConfig, StreamConfig, from_dict, named_config, to_dict
+from liveedit.distill.batches import draw_batch
+from liveedit.distill.checkpoint import Ema, load_state, restore_rng, rng_state, save_state
+from liveedit.distill.latents import LatentScene, load_cache
+from liveedit.distill.presets import PRESETS, TrainConfig, preset
+from liveedit.distill.stages import flow_loss
+from liveedit.distill.tokenizer import encode_prompts, save_tokenizer
+from liveedit.errors import CheckpointError, LiveEditError, UsageError
+from liveedit.models.dit import CausalWanDiT
+from liveedit.models.umt5 import UMT5Encoder
+
+
+class Editor(nn.Module):
+    """The DiT and its text encoder, trained together."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.dit = CausalWanDiT(model.dit)
+        self.text = UMT5Encoder(model.text)
+        # The first guess of every velocity is zero.
+        nn.init.zeros_(self.dit.head.head.weight)
+        if self.dit.head.head.bias is not None:
+            nn.init.zeros_(self.dit.head.head.bias)
+
+    def embed(self, tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
+        """[B, text_len, text_dim], zero rows after each prompt."""
+        ids, mask = encode_prompts(tokenizer, prompts, self.dit.config.text_len)
+        out: Tensor = self.text(torch.from_numpy(ids), torch.from_numpy(mask))
+        return out
+
+
+class Trainer:
+    """One stage's run: networks, optimizer, random state, and the step reached."""
+
+    def __init__(self, config: TrainConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        out.mkdir(parents=True, exist_ok=True)
+        self.model, self.stream = named_config(config.model)
+        torch.manual_seed(config.seed)
+        self.editor = Editor(self.model)
+        self.ema = Ema(self.editor, config.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.editor.parameters(),
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.torch_rng = torch.Generator().manual_seed(config.seed)
+        self.numpy_rng = np.random.default_rng(config.seed)
+        self.tokenizer = save_tokenizer(out / "tokenizer.json")
+        self.step = 0
+
+    @property
+    def path(self) -> Path:
+        return self.out / "latest.pt"
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next step depends on. `dit`, `text`, `ema` alone make an editor."""
+        return {
+            "stage": self.config.stage,
+            "step": self.step,
+            "config": to_dict(self.config),
+            "dit": self.editor.dit.state_dict(),
+            "text": self.editor.text.state_dict(),
+            "ema": {
+                part: {
+                    name.removeprefix(f"{part}."): value
+                    for name, value in self.ema.state.items()
+                    if name.startswith(f"{part}.")
+                }
+                for part in ("dit", "text")
+            },
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng_state(self.torch_rng, self.numpy_rng),
+        }
+
+    def save(self) -> None:
+        save_state(self.path, self.state())
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights (their mean, not the raw ones) of another run as the start."""
+        state = load_state(path)
+        self._load_weights(state["ema"], path)
+        self.ema = Ema(self.editor, self.config.ema)
+
+    def resume(self) -> None:
+        """Continue a run exactly where its last save was.
+
+        Raises:
+            CheckpointError: it belongs to another stage or other networks.
+        """
+        state = load_state(self.path)
+        if state["stage"] != self.config.stage:
+            raise CheckpointError(
+                f"{self.path} is a {state['stage']} run, this is {self.config.stage}; use another "
+                "--out, or --init to start from its weights"
+            )
+        self._load_weights(state, self.path)
+        self.ema.state = {
+            f"{part}.{name}": value
+            for part in ("dit", "text")
+            for name, value in state["ema"][part].items()
+        }
+        self.optimizer.load_state_dict(state["optimizer"])
+        restore_rng(state["rng"], self.torch_rng, self.numpy_rng)
+        self.step = state["step"]
+
+    def _load_weights(self, parts: dict[str, Any], path: Path) -> None:
+        try:
+            self.editor.dit.load_state_dict(parts["dit"])
+            self.editor.text.load_state_dict(parts["text"])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not fit model {self.config.model!r}: {error}") from None
+
+    def learning_rate(self) -> float:
+        """Linear warm-up over the run, linear descent within a phase that names its end."""
+        phase, inside = self.config.phase_at(self.step)
+        rate = self.config.lr
+        if phase.lr_end is not None:
+            rate += (phase.lr_end - rate) * min(inside / phase.steps, 1.0)
+        return rate * min(1.0, (self.step + 1) / self.config.warmup_steps)
+
+    def train_step(self, scenes: list[LatentScene]) -> dict[str, float]:
+        """One update. Returns the step's figures.
+
+        Raises:
+            LiveEditError: the loss is not finite; the last save is intact.
+        """
+        config = self.config
+        phase, _ = config.phase_at(self.step)
+        block = self.stream.num_frame_per_block
+        batch = draw_batch(scenes, self.numpy_rng, config, phase, block)
+        embeds = self.editor.embed(self.tokenizer, batch.prompts)
+        loss, log = flow_loss(
+            self.editor.dit, embeds, batch, config, phase, self.stream, self.torch_rng
+        )
+        if not math.isfinite(loss.item()):
+            raise LiveEditError(
+                f"the loss became {loss.item()} at step {self.step} (prompts: "
+                f"{'; '.join(batch.prompts[:3])}); {self.path} still holds the last good state"
+            )
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.editor.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update(self.editor, self.step)
+        return {"loss": loss.item(), "grad_norm": float(norm), "lr": rate, **log}
+
+
+def run(trainer: Trainer, scenes_dir: Path, max_seconds: float, log_every: int = 20) -> None:
+    """Train to the end of the configuration, or until the time is over; then save."""
+    config = trainer.config
+    known = load_cache(scenes_dir)
+    scenes = [known[name] for name in sorted(known)]
+    started = time.monotonic()
+    sums: dict[str, float] = {}
+    window_start, window_steps = started, 0
+    with (trainer.out / "metrics.jsonl").open("a") as metrics:
+        while trainer.step < config.total_steps and time.monotonic() - started < max_seconds:
+            for name, value in trainer.train_step(scenes).items():
+                sums[name] = sums.get(name, 0.0) + value
+            window_steps += 1
+            if trainer.step % log_every == 0:
+                now = time.monotonic()
+                row = {name: value / window_steps for name, value in sums.items()}
+                row["s_per_step"] = (now - window_start) / window_steps
+                metrics.write(json.dumps({"step": trainer.step, **row}) + "\n")
+                metrics.flush()
+                print(
+                    f"step {trainer.step}/{config.total_steps}  loss {row['loss']:.4f}  inside "
+                    f"{row['inside']:.4f}  outside {row['outside']:.4f}  lr {row['lr']:.1e}  "
+                    f"{row['s_per_step']:.2f} s/step  {now - started:.0f} s",
+                    flush=True,
+                )
+                sums, window_start, window_steps = {}, now, 0
+            if trainer.step % config.save_every == 0:
+                trainer.save()
+                known = load_cache(scenes_dir, known)  # the encoder may still be adding some
+                scenes = [known[name] for name in sorted(known)]
+    trainer.save()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stage", choices=("foundation", "causal"))
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--preset", default="tiny", help=f"one of {', '.join(sorted(PRESETS))}")
+    group.add_argument("--config", type=Path, help="JSON file instead of a preset")
+    parser.add_argument("--scenes", type=Path, required=True, help="folder of coded scenes")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--init", type=Path, help="checkpoint of an earlier stage to start from")
+    parser.add_argument("--forcing", choices=("released", "teacher_forcing"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--max-seconds", type=float, default=math.inf)
+
+
+def read_config(options: argparse.Namespace) -> TrainConfig:
+    """The configuration of the command line.
+
+    Raises:
+        UsageError: unknown preset, unreadable file, or a value that is not allowed.
+    """
+    if options.config is None:
+        config = preset(options.preset)
+    else:
+        try:
+            data = json.loads(options.config.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read {options.config}: {error}") from None
+        config = from_dict(TrainConfig, data)
+    changes = {"stage": options.stage}
+    if options.forcing:
+        changes["forcing"] = options.forcing
+    return from_dict(TrainConfig, {**to_dict(config), **changes})
+
+
+def main(options: argparse.Namespace) -> int:
+    torch.set_num_threads(options.threads)
+    trainer = Trainer(read_config(options), options.out)
+    if trainer.path.exists():
+        trainer.resume()
+        print(f"resumed {trainer.path} at step {trainer.step}", flush=True)
+    elif options.init:
+        trainer.start_from(options.init)
+    run(trainer, options.scenes, options.max_seconds)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    raise SystemExit(main(parser.parse_args()))
