@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from liveedit.distill.latents import LatentScene
@@ -42,7 +43,7 @@ def draw_batch(
 ) -> Batch:
     """Draw scenes, edits, spans and crops. Scenes shorter than the phase's clips are redrawn."""
     wanted = phase.num_latent_frames
-    rows = []
+    rows: list[tuple[Tensor, Tensor, Tensor, Tensor, str]] = []
     while len(rows) < phase.batch_size:
         scene = scenes[int(rng.integers(len(scenes)))]
         length = scene.source.shape[1]
@@ -63,28 +64,24 @@ def draw_batch(
             left = crop_start(mask, phase.crop_columns, rng)
             columns = slice(left, left + phase.crop_columns)
         parts = (scene.source, scene.targets[n], context)
-        rows.append(
-            (
-                *(torch.from_numpy(p[:, span, :, columns]).float() for p in parts),
-                torch.from_numpy(mask[None, :, :, columns]),
-                scene.edits[n]["instruction"],
-            )
-        )
-    source, target, context, mask, prompts = zip(*rows, strict=True)
+        y, x0, past = (torch.from_numpy(p[:, span, :, columns]).float() for p in parts)
+        weight = torch.from_numpy(mask[None, :, :, columns])
+        rows.append((y, x0, past, weight, scene.edits[n]["instruction"]))
+    sources, targets, contexts, masks, prompts = zip(*rows, strict=True)
     positions = torch.arange(wanted)
     if wanted > block and rng.random() < config.far_context:
         positions[block:] += block * int(rng.integers(1, 300))
     return Batch(
-        source=torch.stack(source),
-        target=torch.stack(target),
-        context=torch.stack(context),
-        mask=torch.stack(mask),
+        source=torch.stack(sources),
+        target=torch.stack(targets),
+        context=torch.stack(contexts),
+        mask=torch.stack(masks),
         prompts=list(prompts),
         frame_positions=positions,
     )
 
 
-def crop_start(mask: np.ndarray, columns: int, rng: np.random.Generator) -> int:
+def crop_start(mask: NDArray[np.float32], columns: int, rng: np.random.Generator) -> int:
     """Left edge (even) of a crop that holds a random edited column of mask [F, h, w]."""
     width = mask.shape[-1]
     edited = np.flatnonzero(mask.max(axis=(0, 1)) > 0)

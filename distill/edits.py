@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from liveedit.distill.palette import (
 )
 from liveedit.distill.scenes import Bytes, Footage, background, table
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Kind = Literal["recolour", "remove", "replace", "band", "global"]
 Split = Literal["train", "held_out"]
 
@@ -251,7 +251,7 @@ def object_scene(rng: np.random.Generator, footage: Footage, config: SceneConfig
         i = n % len(scene.things) if n < 2 else int(rng.integers(len(scene.things)))
         roll = rng.random()
         edit: Edit | None
-        if roll < 0.66 or config.split == "held_out" and n == 0:
+        if roll < 0.66 or (config.split == "held_out" and n == 0):
             edit = scene.recolour(i, config.split)
         elif roll < 0.86:
             edit = scene.remove(i)

@@ -34,7 +34,9 @@ def load_codec(path: Path, model_name: str = "tiny") -> TAEHV:
     try:
         codec.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not hold the codec of {model_name!r}: {error}") from None
+        raise CheckpointError(
+            f"{path} does not hold the codec of {model_name!r}: {error}"
+        ) from None
     return codec.eval().requires_grad_(False)
 
 

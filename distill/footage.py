@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from liveedit.distill.edits import Split
 from liveedit.distill.scenes import Bytes
@@ -23,7 +24,7 @@ def real_footage(
     cache_dir: Path, split: Split, height_px: int, width_px: int, max_frames: int = 240
 ) -> RealFootage:
     """Load a split; clips keep half as many pixels again per side, as room for crops."""
-    wanted = "train" if split == "train" else "test"
+    wanted: Literal["train", "test"] = "train" if split == "train" else "test"
     size = (height_px * 3 // 2, width_px * 3 // 2)
     return RealFootage(
         photos=[photo for _, photo in load_photos(cache_dir, wanted)],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 SHAPES = ("ball", "square", "triangle", "star", "ring", "heart", "cross", "diamond", "box")
 Size = tuple[int, int, int]  # frames, height, width
@@ -214,9 +215,7 @@ def _blur(texture: Array) -> Array:
     return texture
 
 
-def box_layer(
-    rng: np.random.Generator, pose: Pose, size: Size, photo: NDArray[np.uint8]
-) -> Layer:
+def box_layer(rng: np.random.Generator, pose: Pose, size: Size, photo: NDArray[np.uint8]) -> Layer:
     """A printed carton turning in space: three visible faces under parallel projection."""
     num_frames, height, width = size
     half = np.sort(rng.uniform([0.25, 0.5, 0.75], [0.55, 0.85, 1.1]))[rng.permutation(3)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 # name -> hue in degrees, saturation, value
 ANCHORS: dict[str, tuple[float, float, float]] = {
@@ -27,7 +29,8 @@ def hsv_to_rgb(hue: Array, saturation: Array, value: Array) -> Array:
     """Hue in degrees, saturation and value in [0, 1], any one shape -> RGB [..., 3] in [0, 1]."""
     sector = (np.asarray([5.0, 3.0, 1.0], np.float32) + hue[..., None] / 60.0) % 6.0
     ramp = np.clip(np.minimum(sector, 4.0 - sector), 0.0, 1.0)
-    return value[..., None] * (1.0 - saturation[..., None] * ramp)
+    rgb: Array = value[..., None] * (1.0 - saturation[..., None] * ramp)
+    return rgb
 
 
 def rgb_to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
@@ -64,7 +67,7 @@ def jittered_rgb(name: str, rng: np.random.Generator) -> Array:
 
 def hue_distance(hue: Array, centre: float) -> Array:
     """Smallest angle between hues, in degrees [0, 180]."""
-    return np.abs((hue - centre + 180.0) % 360.0 - 180.0)
+    return np.asarray(np.abs((hue - centre + 180.0) % 360.0 - 180.0))
 
 
 def colour_band(rgb: Array, name: str) -> Array:

@@ -51,8 +51,18 @@ GLOBAL: dict[str, tuple[str, ...]] = {
         "make it grey",
     ),
     "sepia": ("make it sepia", "turn the video sepia", "give it an old sepia look", "sepia tone"),
-    "warmer": ("make it warmer", "warm up the colors", "give it a warm look", "make the light warm"),
-    "cooler": ("make it cooler", "cool down the colors", "give it a cold look", "make the light cold"),
+    "warmer": (
+        "make it warmer",
+        "warm up the colors",
+        "give it a warm look",
+        "make the light warm",
+    ),
+    "cooler": (
+        "make it cooler",
+        "cool down the colors",
+        "give it a cold look",
+        "make the light cold",
+    ),
     "brighter": ("make it brighter", "brighten the video", "more light", "make the scene bright"),
     "darker": ("make it darker", "darken the video", "less light", "make the scene dark"),
     "night": ("make it night", "turn day into night", "make it look like night", "night scene"),
@@ -79,7 +89,9 @@ def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 def invented(rng: np.random.Generator) -> str:
     """A word that means nothing, so that unknown words come to mean nothing."""
     syllables = int(rng.integers(1, 4))
-    parts = [pick(rng, tuple("bcdfghklmnprstvwz")) + pick(rng, tuple("aeiou")) for _ in range(syllables)]
+    parts = [
+        pick(rng, tuple("bcdfghklmnprstvwz")) + pick(rng, tuple("aeiou")) for _ in range(syllables)
+    ]
     return "".join(parts) + pick(rng, ("", "n", "r", "l", "s", "t", "ck", "ing", "y"))
 
 

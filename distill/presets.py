@@ -81,9 +81,7 @@ PRESETS: dict[str, TrainConfig] = {
         phases=(
             PhaseConfig(steps=1800, num_latent_frames=1, batch_size=24, crop_columns=20),
             PhaseConfig(steps=1500, num_latent_frames=3, batch_size=10),
-            PhaseConfig(
-                steps=900, num_latent_frames=6, batch_size=4, on_policy=0.3, lr_end=5e-5
-            ),
+            PhaseConfig(steps=900, num_latent_frames=6, batch_size=4, on_policy=0.3, lr_end=5e-5),
         ),
     ),
     "tiny-smoke": TrainConfig(

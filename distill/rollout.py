@@ -21,7 +21,7 @@ class PastBlocks:
     values: list[list[Tensor]] = field(default_factory=list)
 
     def append(self, keys: list[Tensor], values: list[Tensor], sink: int, window: int) -> None:
-        """Add a block; keep ``sink`` first and the newest so that ``window`` fit in front of one."""
+        """Add a block; of more than ``window`` keep the first ``sink`` and the newest."""
         if not self.keys:
             self.keys, self.values = [[] for _ in keys], [[] for _ in values]
         for store, new in ((self.keys, keys), (self.values, values)):

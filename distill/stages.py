@@ -70,7 +70,8 @@ def flow_loss(
     def velocity(noisy: Tensor, timestep: Tensor) -> Tensor:
         positions = batch.frame_positions
         if not context:
-            return dit(noisy, batch.source, timestep, text_embeds, mask, positions)
+            whole: Tensor = dit(noisy, batch.source, timestep, text_embeds, mask, positions)
+            return whole
         clean = batch.context[:, :, :context]
         noise = torch.randn(clean.shape, generator=rng)
         clean = clean + config.context_noise * torch.rand(B, 1, 1, 1, 1, generator=rng) * noise

@@ -8,20 +8,26 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from liveedit.distill import phrases
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5
 
 
-def train_tokenizer(vocab_size: int = 1024) -> Tokenizer:
-    """Byte-pair encoding over every phrase the data can produce.
+def train_tokenizer() -> Tokenizer:
+    """Whole words of every phrase the data can produce, and letters for the rest.
 
-    Words it never saw fall apart into pieces and letters; other scripts become <unk>. Accents and
-    punctuation are dropped. Deterministic.
+    Words it never saw fall apart into a known beginning and letters; other scripts become <unk>.
+    Accents and punctuation are dropped. Deterministic.
     """
-    tokenizer = Tokenizer(models.BPE(unk_token=UNK, continuing_subword_prefix="##"))
+    words = sorted({word for phrase in phrases.everything() for word in phrase.split()})
+    letters = string.ascii_lowercase + string.digits
+    pieces = [PAD, EOS, UNK, *letters, *(f"##{c}" for c in letters)]
+    pieces += [word for word in words if word not in letters]
+    tokenizer = Tokenizer(
+        models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=UNK)
+    )
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFKD(),
@@ -31,16 +37,6 @@ def train_tokenizer(vocab_size: int = 1024) -> Tokenizer:
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, EOS, UNK],
-        initial_alphabet=list(string.ascii_lowercase + string.digits),
-        continuing_subword_prefix="##",
-        show_progress=False,
-    )
-    # A letter inside a word is its own symbol ("##a"): show every one of them to the trainer.
-    spelled = [f"a{letter}" for letter in string.ascii_lowercase + string.digits]
-    tokenizer.train_from_iterator(phrases.everything() + spelled, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, 1)]
     )

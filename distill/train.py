@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from liveedit.config import ModelConfig, StreamConfig, from_dict, named_config, to_dict
+from liveedit.config import ModelConfig, from_dict, named_config, to_dict
 from liveedit.distill.batches import draw_batch
 from liveedit.distill.checkpoint import Ema, load_state, restore_rng, rng_state, save_state
 from liveedit.distill.latents import LatentScene, load_cache
@@ -128,7 +128,9 @@ class Trainer:
             self.editor.dit.load_state_dict(parts["dit"])
             self.editor.text.load_state_dict(parts["text"])
         except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not fit model {self.config.model!r}: {error}") from None
+            raise CheckpointError(
+                f"{path} does not fit model {self.config.model!r}: {error}"
+            ) from None
 
     def learning_rate(self) -> float:
         """Linear warm-up over the run, linear descent within a phase that names its end."""

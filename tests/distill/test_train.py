@@ -1,0 +1,217 @@
+"""Training: the loss falls, a resumed run is the same run, bad inputs are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from liveedit import config as config_module
+from liveedit.config import (
+    DiTConfig,
+    ModelConfig,
+    StreamConfig,
+    TAEHVConfig,
+    TextEncoderConfig,
+    from_dict,
+    to_dict,
+)
+from liveedit.distill import train
+from liveedit.distill.batches import crop_start, draw_batch
+from liveedit.distill.edits import Scene
+from liveedit.distill.latents import (
+    LatentScene,
+    code_scene,
+    latent_mask,
+    load_cache,
+    load_scene,
+    save_scene,
+)
+from liveedit.distill.presets import PRESETS, PhaseConfig, TrainConfig, preset
+from liveedit.distill.rollout import stream_edit
+from liveedit.distill.stages import flow_loss, stage_mask
+from liveedit.errors import CheckpointError, LiveEditError, UsageError
+from liveedit.models.dit import CausalWanDiT
+from liveedit.models.taehv import TAEHV
+
+CODEC = TAEHVConfig(encoder_width=4, decoder_widths=(8, 4, 4, 4), pixel_convention="native")
+MODEL = ModelConfig(
+    name="mini",
+    dit=DiTConfig(
+        dim=24, num_layers=2, num_heads=2, ffn_dim=32, freq_dim=16, text_dim=16, text_len=12
+    ),
+    text=TextEncoderConfig(
+        vocab_size=1024, dim=16, dim_attn=16, ffn_dim=16, num_heads=2, num_layers=1
+    ),
+    wan_vae=None,
+    taehv=CODEC,
+)
+STREAM = StreamConfig(
+    height_px=32, width_px=32, num_frame_per_block=1, local_attn_size=3, sink_size=1
+)
+CONFIG = TrainConfig(
+    model="mini",
+    lr=8e-3,
+    warmup_steps=3,
+    save_every=4,
+    phases=(
+        PhaseConfig(steps=6, num_latent_frames=1, batch_size=3, crop_columns=2),
+        PhaseConfig(steps=200, num_latent_frames=2, batch_size=3, on_policy=0.3),
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def mini(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(config_module.MODELS, "mini", (MODEL, STREAM))
+
+
+@pytest.fixture
+def scenes(squares: list[Scene]) -> list[LatentScene]:
+    torch.manual_seed(0)
+    codec = TAEHV(CODEC)
+    return [code_scene(codec, scene) for scene in squares]
+
+
+def test_scenes_survive_the_disk(scenes: list[LatentScene], tmp_path: Path) -> None:
+    save_scene(tmp_path / "0.npz", scenes[0])
+    again = load_scene(tmp_path / "0.npz")
+    assert again.edits == scenes[0].edits
+    for name in ("source", "targets", "masks"):
+        assert np.array_equal(getattr(again, name), getattr(scenes[0], name))
+    assert [p.name for p in tmp_path.iterdir()] == ["0.npz"]
+
+
+def test_empty_cache_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no coded scenes"):
+        load_cache(tmp_path)
+
+
+def test_latent_mask_covers_every_pixel() -> None:
+    mask = np.zeros((6, 16, 24), np.uint8)
+    mask[5, 15, 0] = 9
+    out = latent_mask(mask)
+    assert out.shape == (2, 2, 3)
+    assert out[1, 1, 0] == 9
+    assert out.sum() == 9
+
+
+def test_crop_holds_the_edit() -> None:
+    mask = np.zeros((1, 4, 28), np.float32)
+    mask[..., 19] = 1
+    for seed in range(50):
+        left = crop_start(mask, 16, np.random.default_rng(seed))
+        assert left % 2 == 0
+        assert left <= 19 < left + 16
+
+
+def test_loss_falls(scenes: list[LatentScene], tmp_path: Path) -> None:
+    trainer = train.Trainer(CONFIG, tmp_path)
+    losses = [trainer.train_step(scenes)["loss"] for _ in range(100)]
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_resumed_run_is_bit_exact(scenes: list[LatentScene], tmp_path: Path) -> None:
+    straight = train.Trainer(CONFIG, tmp_path / "a")
+    for _ in range(9):
+        straight.train_step(scenes)
+    first = train.Trainer(CONFIG, tmp_path / "b")
+    for _ in range(4):
+        first.train_step(scenes)
+    first.save()
+    second = train.Trainer(CONFIG, tmp_path / "b")
+    second.resume()
+    for _ in range(5):
+        second.train_step(scenes)
+    assert second.step == straight.step == 9
+    for name, value in straight.editor.state_dict().items():
+        assert torch.equal(value, second.editor.state_dict()[name]), name
+        assert torch.equal(straight.ema.state[name], second.ema.state[name]), name
+
+
+def test_run_writes_metrics_and_a_loadable_editor(
+    scenes: list[LatentScene], tmp_path: Path
+) -> None:
+    for i, scene in enumerate(scenes):
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        save_scene(tmp_path / "cache" / f"{i}.npz", scene)
+    short = from_dict(TrainConfig, {**to_dict(CONFIG), "phases": [to_dict(CONFIG.phases[0])]})
+    trainer = train.Trainer(short, tmp_path / "run")
+    train.run(trainer, tmp_path / "cache", max_seconds=1e9, log_every=3)
+    rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [3, 6]
+    state = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
+    CausalWanDiT(MODEL.dit).load_state_dict(state["ema"]["dit"])
+    assert (tmp_path / "run" / "tokenizer.json").exists()
+
+
+def test_nan_stops_with_the_last_state_kept(scenes: list[LatentScene], tmp_path: Path) -> None:
+    trainer = train.Trainer(CONFIG, tmp_path)
+    trainer.save()
+    before = trainer.path.read_bytes()
+    with torch.no_grad():
+        trainer.editor.dit.head.head.bias.fill_(float("nan"))
+    with pytest.raises(LiveEditError, match="loss became nan at step 0"):
+        trainer.train_step(scenes)
+    assert trainer.path.read_bytes() == before
+
+
+def test_wrong_stage_and_broken_file_are_named(tmp_path: Path) -> None:
+    train.Trainer(CONFIG, tmp_path).save()
+    other = from_dict(TrainConfig, {**to_dict(CONFIG), "stage": "foundation"})
+    with pytest.raises(CheckpointError, match="is a causal run, this is foundation"):
+        train.Trainer(other, tmp_path).resume()
+    (tmp_path / "latest.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="no training checkpoint"):
+        train.Trainer(CONFIG, tmp_path).resume()
+
+
+def test_presets_are_known_by_name() -> None:
+    for name in PRESETS:
+        assert from_dict(TrainConfig, to_dict(preset(name))) == preset(name)
+    with pytest.raises(UsageError, match="no training preset"):
+        preset("huge")
+
+
+@pytest.mark.parametrize("stage", ["foundation", "causal"])
+@pytest.mark.parametrize("forcing", ["released", "teacher_forcing"])
+def test_every_stage_has_a_finite_loss_with_gradient(
+    stage: str, forcing: str, scenes: list[LatentScene]
+) -> None:
+    config = from_dict(TrainConfig, {**to_dict(CONFIG), "stage": stage, "forcing": forcing})
+    dit = CausalWanDiT(MODEL.dit)
+    batch = draw_batch(scenes, np.random.default_rng(0), config, config.phases[1], 1)
+    embeds = torch.randn(3, 12, 16)
+    rng = torch.Generator().manual_seed(0)
+    loss, log = flow_loss(dit, embeds, batch, config, config.phases[1], STREAM, rng)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(loss)
+    assert log["inside"] > 0
+    assert dit.patch_embedding.weight.grad is not None
+
+
+def test_teacher_forcing_equals_the_stream_with_a_cache() -> None:
+    """The network sees in training exactly what it sees in the stream."""
+    torch.manual_seed(1)
+    dit = CausalWanDiT(MODEL.dit).eval()
+    source, embeds = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 12, 16)
+    with torch.no_grad():
+        streamed = stream_edit(
+            dit, embeds, source, STREAM, torch.Generator().manual_seed(3), steps=(1000.0,)
+        )
+        rng = torch.Generator().manual_seed(3)
+        noise = torch.cat([torch.randn(1, 16, 1, 4, 4, generator=rng) for _ in range(2)], dim=2)
+        mask, context = stage_mask(CONFIG, 2, 1, 4)
+        clean = streamed[:, :, :context]
+        velocity = dit(
+            torch.cat((clean, noise), 2),
+            torch.cat((source[:, :, :context], source), 2),
+            torch.tensor([[0.0, 1000.0, 1000.0]]),
+            embeds,
+            mask,
+            torch.tensor([0, 0, 1]),
+        )[:, :, context:]
+    assert (streamed - (noise - velocity)).abs().max() < 1e-5
