@@ -95,6 +95,11 @@ class Trainer:
     def save(self) -> None:
         save_state(self.path, self.state())
 
+    def compile(self) -> None:
+        """Fuse the DiT's blocks; one compilation per phase, kept in torch's own disk cache."""
+        for block in self.editor.dit.blocks:
+            block.compile(dynamic=False)
+
     def start_from(self, path: Path) -> None:
         """Take the weights (their mean, not the raw ones) of another run as the start."""
         state = load_state(path)
@@ -214,6 +219,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, help="checkpoint of an earlier stage to start from")
     parser.add_argument("--forcing", choices=("released", "teacher_forcing"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--compile", action="store_true", help="faster steps, needs a C++ compiler")
     parser.add_argument("--max-seconds", type=float, default=math.inf)
 
 
@@ -245,6 +251,8 @@ def main(options: argparse.Namespace) -> int:
         print(f"resumed {trainer.path} at step {trainer.step}", flush=True)
     elif options.init:
         trainer.start_from(options.init)
+    if options.compile:
+        trainer.compile()
     run(trainer, options.scenes, options.max_seconds)
     return 0
 
