@@ -33,6 +33,13 @@ class Batch:
     prompts: list[str]
     frame_positions: Tensor
 
+    def share(self, rank: int, world: int) -> Batch:
+        """The rows of one process of ``world``."""
+        size = len(self.prompts) // world
+        rows = slice(rank * size, (rank + 1) * size)
+        parts = (self.source, self.target, self.context, self.mask)
+        return Batch(*(p[rows] for p in parts), self.prompts[rows], self.frame_positions)
+
 
 def draw_batch(
     scenes: Sequence[LatentScene],

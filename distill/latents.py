@@ -108,18 +108,21 @@ def fill_cache(
         yield seed
 
 
-def load_cache(folder: Path, known: dict[str, LatentScene] | None = None) -> dict[str, LatentScene]:
-    """All coded scenes by file name; files in ``known`` are not read again.
+def scene_names(folder: Path) -> list[str]:
+    """File names of the coded scenes in a folder, sorted.
 
     Raises:
-        UsageError: the folder holds none.
+        UsageError: it holds none.
     """
-    scenes = dict(known or {})
-    for path in sorted(folder.glob("*.npz")):
-        if path.name not in scenes:
-            scenes[path.name] = load_scene(path)
-    if not scenes:
+    names = sorted(path.name for path in folder.glob("*.npz"))
+    if not names:
         raise UsageError(
             f"{folder} holds no coded scenes; make some with: python -m liveedit.distill.encode"
         )
-    return scenes
+    return names
+
+
+def load_cache(folder: Path, known: dict[str, LatentScene] | None = None) -> dict[str, LatentScene]:
+    """All coded scenes by file name; files in ``known`` are not read again."""
+    known = known or {}
+    return {name: known.get(name) or load_scene(folder / name) for name in scene_names(folder)}

@@ -12,17 +12,41 @@ from liveedit.models.block_mask import block_causal_mask, teacher_forcing_mask
 from liveedit.models.dit import CausalWanDiT
 
 
+class Draws:
+    """Random numbers for this process's share of a batch.
+
+    Every process draws for the whole batch and keeps its own rows, so that N processes train as
+    one does with the same batch.
+    """
+
+    def __init__(self, rng: torch.Generator, rank: int = 0, world: int = 1) -> None:
+        self.rng, self.rank, self.world = rng, rank, world
+
+    def _mine(self, whole: Tensor) -> Tensor:
+        return whole.chunk(self.world)[self.rank]
+
+    def normal(self, shape: torch.Size) -> Tensor:
+        return self._mine(torch.randn(shape[0] * self.world, *shape[1:], generator=self.rng))
+
+    def uniform(self, *shape: int) -> Tensor:
+        return self._mine(torch.rand(shape[0] * self.world, *shape[1:], generator=self.rng))
+
+    def coin(self, probability: float) -> bool:
+        """One toss for everybody."""
+        return float(torch.rand((), generator=self.rng)) < probability
+
+
 def draw_timesteps(
-    config: TrainConfig, steps: tuple[float, ...], batch: int, blocks: int, rng: torch.Generator
+    config: TrainConfig, steps: tuple[float, ...], batch: int, blocks: int, draws: Draws
 ) -> Tensor:
     """[B, blocks] in (0, 1000]: mostly the stream's own steps, its first one above all."""
-    listed = torch.tensor(steps)
-    share = torch.full((len(steps),), (1 - config.first_step_share) / max(len(steps) - 1, 1))
-    share[0] = config.first_step_share
-    picked = torch.multinomial(share, batch * blocks, replacement=True, generator=rng)
-    uniform = 20 + 980 * torch.rand(batch, blocks, generator=rng)
-    from_list = torch.rand(batch, blocks, generator=rng) < config.step_share
-    return torch.where(from_list, listed[picked].view(batch, blocks), uniform)
+    rest = max(len(steps) - 1, 1)
+    roll = draws.uniform(batch, blocks)
+    later = 1 + (roll - config.first_step_share) / (1 - config.first_step_share) * rest
+    picked = torch.where(roll < config.first_step_share, 0.0, later).long().clamp(0, len(steps) - 1)
+    uniform = 20 + 980 * draws.uniform(batch, blocks)
+    from_list = draws.uniform(batch, blocks) < config.step_share
+    return torch.where(from_list, torch.tensor(steps)[picked], uniform)
 
 
 def stage_mask(
@@ -52,7 +76,7 @@ def flow_loss(
     config: TrainConfig,
     phase: PhaseConfig,
     stream: StreamConfig,
-    rng: torch.Generator,
+    draws: Draws,
 ) -> tuple[Tensor, dict[str, float]]:
     """Flow-matching loss v = noise - x0, heavier where the edit is.
 
@@ -63,7 +87,7 @@ def flow_loss(
     B, _, F, h, w = batch.target.shape
     block = stream.num_frame_per_block
     blocks = 1 if config.stage == "foundation" else -(-F // block)
-    t = draw_timesteps(config, stream.denoising_step_list, B, blocks, rng)
+    t = draw_timesteps(config, stream.denoising_step_list, B, blocks, draws)
     timestep = t.repeat_interleave(-(-F // blocks), dim=1)[:, :F]  # [B, F]
     mask, context = stage_mask(config, F, block, h * w // 4)
 
@@ -73,8 +97,8 @@ def flow_loss(
             whole: Tensor = dit(noisy, batch.source, timestep, text_embeds, mask, positions)
             return whole
         clean = batch.context[:, :, :context]
-        noise = torch.randn(clean.shape, generator=rng)
-        clean = clean + config.context_noise * torch.rand(B, 1, 1, 1, 1, generator=rng) * noise
+        amount = config.context_noise * draws.uniform(B, 1, 1, 1, 1)
+        clean = clean + amount * draws.normal(clean.shape)
         out: Tensor = dit(
             torch.cat((clean, noisy), dim=2),
             torch.cat((batch.source[:, :, :context], batch.source), dim=2),
@@ -86,11 +110,11 @@ def flow_loss(
         return out[:, :, context:]
 
     def noised(x0: Tensor, sigma: Tensor) -> Tensor:
-        return (1 - sigma) * x0 + sigma * torch.randn(x0.shape, generator=rng)
+        return (1 - sigma) * x0 + sigma * draws.normal(x0.shape)
 
     sigma = (timestep / 1000.0).view(B, 1, F, 1, 1)
     start = batch.target
-    if phase.on_policy and torch.rand((), generator=rng) < phase.on_policy:
+    if phase.on_policy and draws.coin(phase.on_policy):
         # Noise the model's own estimate from a noisier level: what the stream will feed back.
         with torch.no_grad():
             earlier = (timestep + 250.0).clamp(max=1000.0)
@@ -99,14 +123,16 @@ def flow_loss(
             start = seen - above * velocity(seen, earlier)
     noisy = noised(start, sigma)
     wanted = (noisy - batch.target) / sigma
-    error = (velocity(noisy, timestep) - wanted).square()
+    velocity_error = (velocity(noisy, timestep) - wanted).square()
+    error = velocity_error
     weight = 1 + config.edit_weight * batch.mask
     if start is not batch.target:
         # Off the data the same mistake weighs 1 / sigma^2: bring it to the scale of the rest.
-        weight = weight * sigma.square() * 4.0
-    loss = (error * weight).mean() / weight.mean().clamp(min=1.0)
+        error = error * sigma.square() * 4.0
+    # Each clip counts alike, whatever the size of its edit.
+    loss = ((error * weight).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))).mean()
     with torch.no_grad():
-        x0_error = error * sigma.square()
+        x0_error = (velocity_error * sigma.square()).detach()
         inside = batch.mask.expand_as(x0_error)
         log = {
             "inside": float((x0_error * inside).sum() / inside.sum().clamp(min=1.0)),

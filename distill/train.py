@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from liveedit.config import ModelConfig, from_dict, named_config, to_dict
 from liveedit.distill.batches import draw_batch
 from liveedit.distill.checkpoint import Ema, load_state, restore_rng, rng_state, save_state
-from liveedit.distill.latents import LatentScene, load_cache
+from liveedit.distill.latents import LatentScene, load_scene, scene_names
 from liveedit.distill.presets import PRESETS, TrainConfig, preset
-from liveedit.distill.stages import flow_loss
-from liveedit.distill.tokenizer import encode_prompts, save_tokenizer
+from liveedit.distill.stages import Draws, flow_loss
+from liveedit.distill.tokenizer import encode_prompts, train_tokenizer
 from liveedit.errors import CheckpointError, LiveEditError, UsageError
 from liveedit.models.dit import CausalWanDiT
 from liveedit.models.umt5 import UMT5Encoder
@@ -51,6 +52,14 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, out: Path) -> None:
         self.config, self.out = config, out
+        together = dist.is_available() and dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        for phase in config.phases:
+            if phase.batch_size % self.world:
+                raise UsageError(
+                    f"batch_size {phase.batch_size} does not divide among {self.world} processes; "
+                    "use a multiple"
+                )
         out.mkdir(parents=True, exist_ok=True)
         self.model, self.stream = named_config(config.model)
         torch.manual_seed(config.seed)
@@ -65,8 +74,11 @@ class Trainer:
         )
         self.torch_rng = torch.Generator().manual_seed(config.seed)
         self.numpy_rng = np.random.default_rng(config.seed)
-        self.tokenizer = save_tokenizer(out / "tokenizer.json")
+        self.tokenizer = train_tokenizer()
+        if self.rank == 0:
+            self.tokenizer.save(str(out / "tokenizer.json"))
         self.step = 0
+        self.known: dict[str, LatentScene] = {}
 
     @property
     def path(self) -> Path:
@@ -93,7 +105,8 @@ class Trainer:
         }
 
     def save(self) -> None:
-        save_state(self.path, self.state())
+        if self.rank == 0:
+            save_state(self.path, self.state())
 
     def compile(self) -> None:
         """Fuse the DiT's blocks; one compilation per phase, kept in torch's own disk cache."""
@@ -155,13 +168,21 @@ class Trainer:
         phase, _ = config.phase_at(self.step)
         block = self.stream.num_frame_per_block
         batch = draw_batch(scenes, self.numpy_rng, config, phase, block)
+        batch = batch.share(self.rank, self.world)
         embeds = self.editor.embed(self.tokenizer, batch.prompts)
         loss, log = flow_loss(
-            self.editor.dit, embeds, batch, config, phase, self.stream, self.torch_rng
+            self.editor.dit,
+            embeds,
+            batch,
+            config,
+            phase,
+            self.stream,
+            Draws(self.torch_rng, self.rank, self.world),
         )
-        if not math.isfinite(loss.item()):
+        log = self._mean({"loss": loss.item(), **log})
+        if not math.isfinite(log["loss"]):
             raise LiveEditError(
-                f"the loss became {loss.item()} at step {self.step} (prompts: "
+                f"the loss became {log['loss']} at step {self.step} (prompts: "
                 f"{'; '.join(batch.prompts[:3])}); {self.path} still holds the last good state"
             )
         rate = self.learning_rate()
@@ -169,27 +190,59 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._reduce_gradients()
         norm = nn.utils.clip_grad_norm_(self.editor.parameters(), config.clip_norm)
         self.optimizer.step()
         self.step += 1
         self.ema.update(self.editor, self.step)
-        return {"loss": loss.item(), "grad_norm": float(norm), "lr": rate, **log}
+        return {"grad_norm": float(norm), "lr": rate, **log}
+
+    def load_scenes(self, folder: Path) -> list[LatentScene]:
+        """The folder's scenes as the first process sees them; known ones are not read again."""
+        listed: list[Any] = [scene_names(folder) if self.rank == 0 else None]
+        if self.world > 1:
+            dist.broadcast_object_list(listed)
+        self.known = {n: self.known.get(n) or load_scene(folder / n) for n in listed[0]}
+        return list(self.known.values())
+
+    def time_is_over(self, mine: bool) -> bool:
+        """Whether any process says so: all must stop at the same step."""
+        return self._mean({"over": float(mine)})["over"] > 0 if self.world > 1 else mine
+
+    def _mean(self, figures: dict[str, float]) -> dict[str, float]:
+        """Mean over the processes, so that all of them see a failure of one."""
+        if self.world == 1:
+            return figures
+        values = torch.tensor(list(figures.values()), dtype=torch.float64)
+        dist.all_reduce(values)
+        return dict(zip(figures, (values / self.world).tolist(), strict=True))
+
+    def _reduce_gradients(self) -> None:
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in self.editor.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for g, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            g.copy_(mean.view_as(g))
 
 
 def run(trainer: Trainer, scenes_dir: Path, max_seconds: float, log_every: int = 20) -> None:
     """Train to the end of the configuration, or until the time is over; then save."""
     config = trainer.config
-    known = load_cache(scenes_dir)
-    scenes = [known[name] for name in sorted(known)]
+    scenes = trainer.load_scenes(scenes_dir)
     started = time.monotonic()
     sums: dict[str, float] = {}
     window_start, window_steps = started, 0
     with (trainer.out / "metrics.jsonl").open("a") as metrics:
-        while trainer.step < config.total_steps and time.monotonic() - started < max_seconds:
+        while trainer.step < config.total_steps:
+            if trainer.time_is_over(time.monotonic() - started > max_seconds):
+                break
             for name, value in trainer.train_step(scenes).items():
                 sums[name] = sums.get(name, 0.0) + value
             window_steps += 1
-            if trainer.step % log_every == 0:
+            if trainer.step % log_every == 0 and trainer.rank == 0:
                 now = time.monotonic()
                 row = {name: value / window_steps for name, value in sums.items()}
                 row["s_per_step"] = (now - window_start) / window_steps
@@ -204,8 +257,7 @@ def run(trainer: Trainer, scenes_dir: Path, max_seconds: float, log_every: int =
                 sums, window_start, window_steps = {}, now, 0
             if trainer.step % config.save_every == 0:
                 trainer.save()
-                known = load_cache(scenes_dir, known)  # the encoder may still be adding some
-                scenes = [known[name] for name in sorted(known)]
+                scenes = trainer.load_scenes(scenes_dir)  # the encoder may still be adding some
     trainer.save()
 
 
@@ -245,6 +297,8 @@ def read_config(options: argparse.Namespace) -> TrainConfig:
 
 def main(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
+    if "WORLD_SIZE" in os.environ:  # started by torchrun
+        dist.init_process_group("gloo")
     trainer = Trainer(read_config(options), options.out)
     if trainer.path.exists():
         trainer.resume()
@@ -254,6 +308,8 @@ def main(options: argparse.Namespace) -> int:
     if options.compile:
         trainer.compile()
     run(trainer, options.scenes, options.max_seconds)
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return 0
 
 

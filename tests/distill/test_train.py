@@ -32,7 +32,7 @@ from liveedit.distill.latents import (
 )
 from liveedit.distill.presets import PRESETS, PhaseConfig, TrainConfig, preset
 from liveedit.distill.rollout import stream_edit
-from liveedit.distill.stages import flow_loss, stage_mask
+from liveedit.distill.stages import Draws, flow_loss, stage_mask
 from liveedit.errors import CheckpointError, LiveEditError, UsageError
 from liveedit.models.dit import CausalWanDiT
 from liveedit.models.taehv import TAEHV
@@ -185,12 +185,32 @@ def test_every_stage_has_a_finite_loss_with_gradient(
     dit = CausalWanDiT(MODEL.dit)
     batch = draw_batch(scenes, np.random.default_rng(0), config, config.phases[1], 1)
     embeds = torch.randn(3, 12, 16)
-    rng = torch.Generator().manual_seed(0)
-    loss, log = flow_loss(dit, embeds, batch, config, config.phases[1], STREAM, rng)
+    draws = Draws(torch.Generator().manual_seed(0))
+    loss, log = flow_loss(dit, embeds, batch, config, config.phases[1], STREAM, draws)
     loss.backward()  # type: ignore[no-untyped-call]
     assert torch.isfinite(loss)
     assert log["inside"] > 0
     assert dit.patch_embedding.weight.grad is not None
+
+
+def test_shares_of_two_processes_make_the_whole_batch(scenes: list[LatentScene]) -> None:
+    """Mean gradient of two halves equals the gradient of the whole."""
+    phase = PhaseConfig(steps=1, num_latent_frames=2, batch_size=4, on_policy=1.0)
+    batch = draw_batch(scenes, np.random.default_rng(0), CONFIG, phase, 1)
+    torch.manual_seed(0)
+    dit = CausalWanDiT(MODEL.dit)
+    embeds = torch.randn(4, 12, 16)
+
+    def gradient(rank: int, world: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(7)
+        rows = embeds.chunk(world)[rank]
+        part = batch.share(rank, world)
+        loss, _ = flow_loss(dit, rows, part, CONFIG, phase, STREAM, Draws(rng, rank, world))
+        return torch.autograd.grad(loss, dit.patch_embedding.weight)[0]
+
+    whole = gradient(0, 1)
+    halves = (gradient(0, 2) + gradient(1, 2)) / 2
+    assert (whole - halves).abs().max() < 1e-5 * whole.abs().max()
 
 
 def test_teacher_forcing_equals_the_stream_with_a_cache() -> None:
