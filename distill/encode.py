@@ -13,26 +13,31 @@ from liveedit.distill.checkpoint import load_state
 from liveedit.distill.edits import SceneConfig
 from liveedit.distill.footage import real_footage
 from liveedit.distill.latents import fill_cache
-from liveedit.errors import CheckpointError
-from liveedit.models.taehv import TAEHV
+from liveedit.errors import CheckpointError, UsageError
+from liveedit.models.patch_codec import PatchCodec
 
 
-def load_codec(path: Path, model_name: str = "tiny") -> TAEHV:
+def load_codec(path: Path, model_name: str = "tiny", *, encoder_only: bool = False) -> PatchCodec:
     """The frozen codec of a configuration.
+
+    Args:
+        path: a state dict.
+        encoder_only: only the encoder's tensors are needed, and the decoder stays random.
 
     Raises:
         CheckpointError: the file does not hold that codec.
     """
     model, _ = named_config(model_name)
-    assert model.taehv is not None, model_name
-    codec = TAEHV(model.taehv)
+    if model.patch is None:
+        raise UsageError(f"{model_name!r} has no patch codec; train the editor of 'tiny'")
+    codec = PatchCodec(model.patch)
     state = load_state(path)
-    for key in ("ema", "model", "codec", "state_dict"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-            break
     try:
-        codec.load_state_dict(state)
+        if encoder_only:
+            part = {k: v for k, v in state.items() if k.startswith("encoder.")}
+            codec.encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in part.items()})
+        else:
+            codec.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(
             f"{path} does not hold the codec of {model_name!r}: {error}"
@@ -60,7 +65,7 @@ def main() -> int:
         width_px=stream.width_px,
         edits_per_scene=options.edits,
     )
-    codec = load_codec(options.codec, options.model)
+    codec = load_codec(options.codec, options.model, encoder_only=True)
     footage = real_footage(options.sources, "train", stream.height_px, stream.width_px)
     seeds = range(options.first, options.first + options.count)
     started = time.monotonic()

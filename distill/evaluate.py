@@ -25,22 +25,22 @@ from liveedit.distill.sources import load_clip
 from liveedit.distill.train import Editor
 from liveedit.errors import UsageError
 from liveedit.evaluation.quality import SURE, closer_to_target, flicker, psnr, region_colour, ssim
-from liveedit.models.taehv import TAEHV
+from liveedit.models.patch_codec import PatchCodec
 
 
 class TorchStream:
     """Codec, editor and tokenizer as one function from frames and words to frames."""
 
     def __init__(
-        self, editor: Editor, codec: TAEHV, tokenizer: Tokenizer, stream: StreamConfig
+        self, editor: Editor, codec: PatchCodec, tokenizer: Tokenizer, stream: StreamConfig
     ) -> None:
         self.editor, self.codec = editor.eval(), codec
         self.tokenizer, self.stream = tokenizer, stream
 
     @torch.inference_mode()
     def reconstruct(self, frames: Bytes) -> Bytes:
-        """The codec alone: [T, H, W, 3] -> the first T' frames, see `TAEHV.decode`."""
-        return _frames(self.codec.decode(self.codec.encode(to_tensor(frames))))[: len(frames)]
+        """The codec alone: [T, H, W, 3] -> the same frames, coded and decoded."""
+        return _frames(self.codec.decode(self.codec.encode(to_tensor(frames))))
 
     @torch.inference_mode()
     def edit(self, frames: Bytes, prompt: str, seed: int = 0) -> Bytes:
@@ -49,7 +49,7 @@ class TorchStream:
         embeds = self.editor.embed(self.tokenizer, [prompt])
         rng = torch.Generator().manual_seed(seed)
         edited = stream_edit(self.editor.dit, embeds, source, self.stream, rng)
-        return _frames(self.codec.decode(edited))[: len(frames)]
+        return _frames(self.codec.decode(edited))
 
 
 def _frames(video: torch.Tensor) -> Bytes:
@@ -71,8 +71,7 @@ def load_stream(checkpoint: Path, codec: Path, model_name: str = "tiny") -> Torc
 
 def judge(scene: Scene, edit: Edit, output: Bytes, reconstruction: Bytes) -> dict[str, Any]:
     """The figures of one edit. ``reconstruction`` is the codec's version of the target."""
-    n = len(output)
-    source, target, mask = scene.source[:n], edit.target[:n], edit.mask[:n]
+    source, target, mask = scene.source, edit.target, edit.mask
     sure, outside = mask >= SURE, mask == 0
     colour = region_colour(output, mask)
     wanted = region_colour(target, mask)
@@ -162,7 +161,7 @@ def main() -> int:
             output = stream.edit(scene.source, edit.instruction, seed)
             coded = stream.reconstruct(edit.target)
             rows.append(judge(scene, edit, output, coded))
-            shown = [scene.source[-6], edit.target[-6], coded[-3], output[-3]]
+            shown = [scene.source[-6], edit.target[-6], coded[-6], output[-6]]
             pictures.append((f"{edit.instruction}  [{rows[-1]['named_colour']}]", shown))
     for i in range(0, len(pictures), 10):
         sheet(options.out / f"held_out_{i // 10}.png", pictures[i : i + 10])

@@ -16,7 +16,7 @@ from torch import Tensor
 from liveedit.distill.edits import Scene, SceneConfig, make_scene
 from liveedit.distill.scenes import Footage
 from liveedit.errors import UsageError
-from liveedit.models.taehv import TAEHV
+from liveedit.models.patch_codec import PatchCodec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def latent_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @torch.inference_mode()
-def code_scene(codec: TAEHV, scene: Scene) -> LatentScene:
+def code_scene(codec: PatchCodec, scene: Scene) -> LatentScene:
     """Run the encoder over the source and every target."""
     clips = [scene.source, *(edit.target for edit in scene.edits)]
     coded = np.stack([codec.encode(to_tensor(clip))[0].half().numpy() for clip in clips])
@@ -97,7 +97,7 @@ def load_scene(path: Path) -> LatentScene:
 
 
 def fill_cache(
-    folder: Path, codec: TAEHV, footage: Footage, config: SceneConfig, seeds: Sequence[int]
+    folder: Path, codec: PatchCodec, footage: Footage, config: SceneConfig, seeds: Sequence[int]
 ) -> Iterator[int]:
     """Code every seed that the folder lacks; yields the seeds as they are done. Resumable."""
     folder.mkdir(parents=True, exist_ok=True)

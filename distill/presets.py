@@ -49,6 +49,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema: float = 0.998
     edit_weight: float = 4.0  # extra loss inside the edit mask
+    channel_weights: tuple[float, ...] = ()  # loss of each latent channel; empty: all alike
     step_share: float = 0.65  # timesteps drawn from the stream's own step list; the rest uniform
     first_step_share: float = 0.5  # of those, drawn at the first step of the list
     context_noise: float = 0.1  # Gaussian noise on clean context, standard deviation
@@ -76,8 +77,15 @@ class TrainConfig:
         return self.phases[-1], self.phases[-1].steps
 
 
+# About the square root of the pixel energy that a unit of each latent channel of the default codec
+# decodes to: the first three carry brightness and colour, the rest ever finer detail.
+_PATCH_CODEC_WEIGHTS = (
+    *(5.5, 2.2, 1.7, 0.9, 0.84, 0.51, 0.49, 0.45),
+    *(0.40, 0.38, 0.33, 0.30, 0.28, 0.27, 0.26, 0.25),
+)
 PRESETS: dict[str, TrainConfig] = {
     "tiny": TrainConfig(
+        channel_weights=_PATCH_CODEC_WEIGHTS,
         phases=(
             PhaseConfig(steps=1800, num_latent_frames=1, batch_size=24, crop_columns=20),
             PhaseConfig(steps=1500, num_latent_frames=3, batch_size=10),
@@ -85,6 +93,7 @@ PRESETS: dict[str, TrainConfig] = {
         ),
     ),
     "tiny-smoke": TrainConfig(
+        channel_weights=_PATCH_CODEC_WEIGHTS,
         warmup_steps=5,
         save_every=10,
         phases=(

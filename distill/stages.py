@@ -126,6 +126,9 @@ def flow_loss(
     velocity_error = (velocity(noisy, timestep) - wanted).square()
     error = velocity_error
     weight = 1 + config.edit_weight * batch.mask
+    if config.channel_weights:
+        channels = torch.tensor(config.channel_weights).view(1, -1, 1, 1, 1)
+        error = error * (channels / channels.mean())
     if start is not batch.target:
         # Off the data the same mistake weighs 1 / sigma^2: bring it to the scale of the rest.
         error = error * sigma.square() * 4.0
