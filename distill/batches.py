@@ -37,8 +37,14 @@ class Batch:
         """The rows of one process of ``world``."""
         size = len(self.prompts) // world
         rows = slice(rank * size, (rank + 1) * size)
-        parts = (self.source, self.target, self.context, self.mask)
-        return Batch(*(p[rows] for p in parts), self.prompts[rows], self.frame_positions)
+        return Batch(
+            source=self.source[rows],
+            target=self.target[rows],
+            context=self.context[rows],
+            mask=self.mask[rows],
+            prompts=self.prompts[rows],
+            frame_positions=self.frame_positions,
+        )
 
 
 def draw_batch(

@@ -189,7 +189,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._reduce_gradients()
         norm = nn.utils.clip_grad_norm_(self.editor.parameters(), config.clip_norm)
         self.optimizer.step()

@@ -13,8 +13,8 @@ from liveedit import config as config_module
 from liveedit.config import (
     DiTConfig,
     ModelConfig,
-    StreamConfig,
     PatchCodecConfig,
+    StreamConfig,
     TextEncoderConfig,
     from_dict,
     to_dict,
@@ -189,7 +189,7 @@ def test_every_stage_has_a_finite_loss_with_gradient(
     embeds = torch.randn(3, 12, 16)
     draws = Draws(torch.Generator().manual_seed(0))
     loss, log = flow_loss(dit, embeds, batch, config, config.phases[1], STREAM, draws)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert torch.isfinite(loss)
     assert log["inside"] > 0
     assert dit.patch_embedding.weight.grad is not None

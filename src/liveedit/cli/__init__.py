@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "edit": "edit a video file",
     "inspect": "what a bundle holds and what it asks for",
     "build": "TensorRT plans of a bundle",
+    "train": "one training stage of an editor",
     "export": "checkpoints to a bundle of ONNX graphs",
     "profile": "rooflines, traces and layer tables",
     "bench": "frames per second that say what they include; soak",
