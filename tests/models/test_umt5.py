@@ -1,11 +1,7 @@
-"""The text encoder against transformers, the published counts, and ONNX Runtime."""
+"""The text encoder against transformers and the published counts."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -162,19 +158,3 @@ def test_bfloat16_stays_close() -> None:
     got = ours.bfloat16()(ids, mask)
     assert got.dtype == torch.bfloat16
     assert (got.float() - want).norm() < 0.05 * want.norm()
-
-
-@torch.no_grad()
-def test_onnx_runtime_equals_torch(tmp_path: Path) -> None:
-    encoder = random_encoder()
-    ids, mask = prompts()
-    example = (ids[:1], mask[:1])
-    program = torch.onnx.export(encoder, example, dynamo=True, opset_version=23, verbose=False)
-    path = tmp_path / "text_encoder.onnx"
-    program.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [i.name for i in session.get_inputs()]
-    for row in range(len(LENGTHS)):
-        pair = (ids[row : row + 1], mask[row : row + 1])
-        (got,) = session.run(None, {n: t.numpy() for n, t in zip(names, pair, strict=True)})
-        np.testing.assert_allclose(got, encoder(*pair).numpy(), rtol=1e-4, atol=2e-5)
