@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from liveedit.errors import LiveEditError, StreamError
+from liveedit.errors import BackendError, LiveEditError, StreamError
 from liveedit.runtime.composite import SoftMask, lay_over, paint_mask
 from liveedit.runtime.fit import Fit
 from liveedit.runtime.resample import Image
@@ -100,7 +100,7 @@ class ClipEdit:
             except BrokenVideo as error:
                 ended_by = error
             self._put(self._editor.flush())
-        except StreamError as error:
+        except (StreamError, BackendError) as error:
             if not self._num_written:
                 raise
             ended_by = error

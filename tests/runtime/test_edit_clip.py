@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from liveedit.errors import StreamError, UsageError
+from liveedit.errors import BackendError, LiveEditError, StreamError, UsageError
 from liveedit.runtime.composite import SoftMask, lay_over, paint_mask
 from liveedit.runtime.edit_clip import ClipEdit, Outcome
 from liveedit.runtime.fit import FIT_POLICIES, Fit, FitPolicy, Size
@@ -41,8 +41,10 @@ class FakeEditor:
         paint: Callable[[np.ndarray], np.ndarray] = lambda x: x,
         changed: Callable[[int], object] = lambda k: 0.0,
         fails_at: int | None = None,
+        failure: type[LiveEditError] = StreamError,
     ) -> None:
         self.paint, self.changed, self.fails_at = paint, changed, fails_at
+        self.failure = failure
         self.held: list[np.ndarray] = []
         self.index = self.first = 0
 
@@ -61,7 +63,7 @@ class FakeEditor:
 
     def chunk(self, size: int) -> FakeChunk:
         if self.index == self.fails_at:
-            raise StreamError("chunk is not finite.")
+            raise self.failure("the stream cannot go on.")
         frames = np.stack([self.paint(f) for f in self.held[:size]])
         del self.held[:size]
         importance = np.zeros(GRID, np.float32)
@@ -172,10 +174,11 @@ def test_a_clip_that_breaks_off_keeps_what_came_before(make_clip, tmp_path):
     assert len(frames_of(target)) == outcome.num_video_frames
 
 
-def test_a_stream_that_stops_keeps_finished_chunks(make_clip, tmp_path):
+@pytest.mark.parametrize("failure", [StreamError, BackendError])
+def test_a_stream_that_stops_keeps_finished_chunks(make_clip, tmp_path, failure):
     source, target = make_clip(frames=40), tmp_path / "out.mp4"
-    outcome = edit(source, target, FakeEditor(fails_at=2))
-    assert isinstance(outcome.ended_by, StreamError)
+    outcome = edit(source, target, FakeEditor(fails_at=2, failure=failure))
+    assert isinstance(outcome.ended_by, failure)
     assert outcome.num_video_frames == 21
     assert len(frames_of(target)) == 21
 
