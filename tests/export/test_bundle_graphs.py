@@ -3,95 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from micro import MICRO, MICRO_STREAM, MICRO_WAN
-from torch import Tensor, nn
+from onnx_check import compare, randomised, session, step_case
 
-from liveedit.bundle import GraphSpec, Manifest, read_manifest, verify_file
-from liveedit.config import ModelConfig
+from liveedit.bundle import Manifest, read_manifest, verify_file
+from liveedit.config import LIVEEDIT_1_3B, StreamConfig
 from liveedit.errors import BundleError, LiveEditError
-from liveedit.export.graphs import PRECISIONS, dit_inputs, graphs
+from liveedit.export.bundle_writer import write_bundle
+from liveedit.export.graphs import PRECISIONS, graphs
 from liveedit.export.sources import random_sources
-from liveedit.export.trace import flat_names, flat_tensors
-
-# float16 has 10 fraction bits; a few layers of it against the same layers in another order.
-TOLERANCE = {"fp32": dict(rtol=2e-4, atol=2e-5), "fp16": dict(rtol=3e-2, atol=3e-2)}
-
-
-def loaded(model: ModelConfig, name: str, precision: str) -> nn.Module:
-    """The module behind a graph, with the weights that `make_bundle` wrote."""
-    graph = graphs(model, MICRO_STREAM)[name]
-    weights = random_sources(model, 0)[0][graph.weights]
-    module = graph.module(PRECISIONS[precision])
-    inner: nn.Module = next(
-        (getattr(module, n) for n in ("dit", "codec") if hasattr(module, n)), module
-    )
-    own = inner.state_dict()
-    inner.load_state_dict({k: weights[k].to(own[k].dtype) for k in own})
-    return module.eval()
-
-
-def session(root: Path, spec: GraphSpec) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(root / spec.file, options, providers=["CPUExecutionProvider"])
-
-
-def compare(root: Path, name: str, precision: str, model: ModelConfig, inputs: dict) -> None:
-    spec = read_manifest(root).graphs[precision][name]
-    feeds = {n: t.numpy() for n, t in zip(flat_names(inputs), flat_tensors(inputs), strict=True)}
-    assert [s.name for s in spec.inputs] == list(feeds)
-    actual = session(root, spec).run([o.name for o in spec.outputs], feeds)
-    with torch.no_grad():
-        produced = loaded(model, name, precision)(**inputs)
-    if isinstance(produced, Tensor):
-        produced = (produced,)
-    expected = [t for p in produced for t in (p if isinstance(p, list | tuple) else [p])]
-    for out, got, want in zip(spec.outputs, actual, expected, strict=True):
-        assert list(got.shape) == list(out.shape), out.name
-        torch.testing.assert_close(
-            torch.from_numpy(got).float(),
-            want.float(),
-            **TOLERANCE[precision],
-            msg=lambda m, n=out.name: f"{n}: {m}",
-        )
-
-
-def randomised(inputs: dict, seed: int = 0) -> dict:
-    generator = torch.Generator().manual_seed(seed)
-
-    def fill(t: Tensor) -> Tensor:
-        if not t.is_floating_point():
-            return t
-        return torch.randn(t.shape, generator=generator).to(t.dtype)
-
-    return {k: [fill(t) for t in v] if isinstance(v, list) else fill(v) for k, v in inputs.items()}
-
-
-def step_case(precision: str, keep: list[int], padding: int, write: int) -> dict:
-    """Random caches and latents; ``keep`` tokens kept, ``padding`` rows of padding after them."""
-    inputs = randomised(dit_inputs(MICRO, MICRO_STREAM, PRECISIONS[precision]))
-    row = torch.full((MICRO_STREAM.block_seq_length,), -1, dtype=torch.int32)
-    row[torch.tensor(keep)] = torch.arange(len(keep), dtype=torch.int32)
-    angles = torch.randn_like(inputs["rope_cos"])
-    return inputs | {
-        "timestep": torch.tensor([500.0]),
-        "sigma": torch.tensor([0.5]),
-        "sigma_next": torch.tensor([0.25]),
-        "rope_cos": angles.cos(),
-        "rope_sin": angles.sin(),
-        "keep_index": torch.tensor(keep + [-1] * padding, dtype=torch.int32),
-        "token_row": row,
-        "write_index": torch.tensor([write]),
-        "kv_length": torch.tensor([write + len(keep)], dtype=torch.int32),
-    }
-
 
 L = MICRO_STREAM.block_seq_length
 
@@ -110,28 +37,28 @@ L = MICRO_STREAM.block_seq_length
 def test_dit_step(
     micro_bundle: Path, precision: str, keep: list[int], padding: int, write: int
 ) -> None:
-    inputs = step_case(precision, keep, padding, write)
-    compare(micro_bundle, "dit_step", precision, MICRO, inputs)
+    inputs = step_case(micro_bundle, precision, keep, padding, write)
+    compare(micro_bundle, "dit_step", precision, inputs)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["prompt", "encode_next", "decode_next"])
 def test_other_graphs(micro_bundle: Path, precision: str, name: str) -> None:
     inputs = randomised(graphs(MICRO, MICRO_STREAM)[name].inputs(PRECISIONS[precision]))
-    compare(micro_bundle, name, precision, MICRO, inputs)
+    compare(micro_bundle, name, precision, inputs)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_text_encoder(micro_bundle: Path, precision: str) -> None:
     ids = torch.tensor([[5, 6, 7, 1] + [0] * 12])
     inputs = {"input_ids": ids, "attention_mask": (ids > 0).long()}
-    compare(micro_bundle, "text_encoder", precision, MICRO, inputs)
+    compare(micro_bundle, "text_encoder", precision, inputs)
 
 
 @pytest.mark.parametrize("name", ["encode_first", "encode_next", "decode_first", "decode_next"])
 def test_wan_vae_graphs(micro_wan_bundle: Path, name: str) -> None:
     inputs = randomised(graphs(MICRO_WAN, MICRO_STREAM)[name].inputs(torch.float32))
-    compare(micro_wan_bundle, name, "fp32", MICRO_WAN, inputs)
+    compare(micro_wan_bundle, name, "fp32", inputs)
 
 
 def test_weights_are_stored_once(micro_wan_bundle: Path) -> None:
@@ -171,8 +98,6 @@ def test_names_are_the_checkpoints(micro_bundle: Path) -> None:
 
 
 def test_half_storage_halves_the_file_and_keeps_the_result(tmp_path: Path) -> None:
-    from liveedit.export.bundle_writer import write_bundle
-
     weights, tokenizer, _ = random_sources(MICRO, 0)
     only = {"text_encoder": weights["text_encoder"]}
     for half in (False, True):
@@ -222,7 +147,56 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_existing_directory_is_not_replaced(micro_bundle: Path) -> None:
-    from liveedit.export.bundle_writer import write_bundle
-
     with pytest.raises(LiveEditError, match="exists"):
         write_bundle(micro_bundle, MICRO, MICRO_STREAM, {}, b"{}")
+
+
+@pytest.fixture(scope="module")
+def full_width_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks of the official DiT at full width, for a small picture."""
+    model = replace(LIVEEDIT_1_3B, dit=replace(LIVEEDIT_1_3B.dit, num_layers=2))
+    stream = StreamConfig(height_px=64, width_px=96, local_attn_size=9, keep_bucket=8)
+    weights, tokenizer, _ = random_sources(model, 0)
+    root = tmp_path_factory.mktemp("full_width") / "bundle"
+    write_bundle(root, model, stream, {"dit": weights["dit"]}, tokenizer)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [0, 2])
+@pytest.mark.parametrize("kept", [72, 24])
+def test_full_width_blocks(full_width_bundle: Path, chunk: int, kept: int) -> None:
+    """1536 channels, 12 heads, the 8960-wide FFN: full and pruned, window filling and full."""
+    keep = list(range(0, 72, 72 // kept))
+    inputs = step_case(full_width_bundle, "fp32", keep, 0, 72 * chunk)
+    compare(full_width_bundle, "dit_step", "fp32", inputs)
+
+
+@pytest.mark.slow
+def test_structure_of_the_real_editor(tmp_path: Path) -> None:
+    """Every block of the official DiT, graphs only: names, shapes, one attention per block."""
+    weights, tokenizer, _ = random_sources(LIVEEDIT_1_3B, 0)
+    manifest = write_bundle(
+        tmp_path / "b",
+        LIVEEDIT_1_3B,
+        StreamConfig(),
+        {"dit": weights["dit"]},
+        tokenizer,
+        precisions=["fp16"],
+        with_data=False,
+    )
+    spec = manifest.graphs["fp16"]["dit_step"]
+    shapes = {t.name: t.shape for t in (*spec.inputs, *spec.outputs)}
+    assert shapes["noisy"] == (1, 16, 3, 60, 104)
+    assert shapes["k_cache_29"] == (1, 12, 21 * 1560, 128)
+    assert shapes["attn_store_29_out"] == (1, 4680, 1536)
+    assert len(spec.aliases) == 3 * 30
+    model = onnx.load(tmp_path / "b" / spec.file, load_external_data=False)
+    kinds = [n.op_type for n in model.graph.node]
+    assert kinds.count("TRT_Attention") == kinds.count("Attention") == 30
+    assert kinds.count("TensorScatter") == 60
+    known = {f"{k}{t}" for k in weights["dit"] for t in ("", ".T")}
+    large = [i.name for i in model.graph.initializer if i.external_data]
+    assert len(large) > 30 * 14
+    assert set(large) <= known, sorted(set(large) - known)[:3]
+    assert (tmp_path / "b" / "fp16" / "dit.weights").exists() is False
