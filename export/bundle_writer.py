@@ -1,4 +1,4 @@
-"""Writes a bundle: every graph in every precision, weights once each, hashed, atomically."""
+"""Writes a bundle: every graph in every precision, each weight once, hashed, atomically."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def write_bundle(
         weights: "dit", "codec" and "text_encoder" -> state dict with checkpoint keys. A network
             that is absent is left out of the bundle with its graphs.
         tokenizer: content of tokenizer.json.
-        half_weights: store the fp32 graphs' weights as float16 (they still compute in float32).
+        half_weights: store the fp32 graphs' weights as float16 (they still compute in float32);
+            fp16 graphs then share them.
         with_data: False writes graphs whose weight files are absent, for structure checks.
         overwrite: replace an existing bundle.
 
@@ -97,28 +98,28 @@ def _write(
     progress: Progress,
 ) -> Manifest:
     (root / "tokenizer.json").write_bytes(tokenizer)
-    written: dict[str, dict[str, GraphSpec]] = {}
+    folder = root / "graphs"
+    folder.mkdir()
+    written: dict[str, dict[str, GraphSpec]] = {precision: {} for precision in precisions}
+    files: dict[str, WeightFile] = {}
     for precision in precisions:
-        (root / precision).mkdir()
-        files: dict[str, WeightFile] = {}
-        written[precision] = {}
         for name, graph in graphs(model, stream).items():
             if graph.weights not in weights:
                 continue
             if graph.weights not in files:
-                files[graph.weights] = WeightFile(root / precision / f"{graph.weights}.weights")
+                files[graph.weights] = WeightFile(folder / f"{graph.weights}.weights")
             progress(f"{precision}: tracing {name}")
             traced, spec = trace_graph(graph, precision, weights[graph.weights])
             if half_weights and precision == "fp32":
                 half_storage(traced)
             progress(f"{precision}: writing {name}")
-            file = f"{precision}/{name}.onnx"
+            file = f"graphs/{name}.{precision}.onnx"
             save(traced, root / file, files[graph.weights], with_data=with_data)
             written[precision][name] = replace(spec, file=file)
-        for weight_file in files.values():
-            weight_file.close()
-            if not with_data:
-                weight_file.path.unlink()
+    for weight_file in files.values():
+        weight_file.close()
+        if not with_data:
+            weight_file.path.unlink()
     paths = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
     progress("hashing")
     return Manifest(

@@ -1,7 +1,7 @@
 """The bundle: a directory of graphs and a manifest that pins every byte of it.
 
     bundle.json            this manifest, itself hashed
-    <precision>/*.onnx     graphs; weights beside them as external data
+    graphs/*.onnx          one graph per name and precision; weights beside them, each once
     tokenizer.json         the prompt tokenizer
     engines/<key>/*.plan   TensorRT plans built from the graphs
 

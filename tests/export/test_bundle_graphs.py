@@ -65,14 +65,16 @@ def test_weights_are_stored_once(micro_wan_bundle: Path) -> None:
     """The four codec graphs share one file that holds little more than the parameters."""
     weights = random_sources(MICRO_WAN, 0)[0]
     parameters = sum(t.numel() for t in weights["codec"].values())
-    stored = (micro_wan_bundle / "fp32" / "codec.weights").stat().st_size
+    stored = (micro_wan_bundle / "graphs" / "codec.weights").stat().st_size
     padding = 4096 * len(weights["codec"])
     assert 4 * parameters * 0.95 <= stored <= 4 * parameters + padding
 
 
 def test_custom_nodes_carry_functions_and_plugin_attributes(micro_bundle: Path) -> None:
     for precision in ("fp32", "fp16"):
-        model = onnx.load(micro_bundle / precision / "dit_step.onnx", load_external_data=False)
+        model = onnx.load(
+            micro_bundle / f"graphs/dit_step.{precision}.onnx", load_external_data=False
+        )
         bodies = {f.name for f in model.functions}
         assert bodies == {"MaskCacheGather", "MaskCacheScatter", "TRT_Attention"}
         counts = {n: 0 for n in bodies}
@@ -88,7 +90,7 @@ def test_custom_nodes_carry_functions_and_plugin_attributes(micro_bundle: Path) 
 
 
 def test_names_are_the_checkpoints(micro_bundle: Path) -> None:
-    model = onnx.load(micro_bundle / "fp32" / "dit_step.onnx", load_external_data=False)
+    model = onnx.load(micro_bundle / "graphs/dit_step.fp32.onnx", load_external_data=False)
     names = {i.name for i in model.graph.initializer}
     for key in ("patch_embedding.weight", "blocks.1.ffn.0.weight.T", "blocks.0.self_attn.q.bias"):
         assert key in names
@@ -100,8 +102,23 @@ def test_names_are_the_checkpoints(micro_bundle: Path) -> None:
 def test_half_storage_halves_the_file_and_keeps_the_result(tmp_path: Path) -> None:
     weights, tokenizer, _ = random_sources(MICRO, 0)
     only = {"text_encoder": weights["text_encoder"]}
-    for half in (False, True):
-        write_bundle(tmp_path / str(half), MICRO, MICRO_STREAM, only, tokenizer, half_weights=half)
+    for half, precisions in ((False, ["fp32"]), (True, ["fp32", "fp16"])):
+        write_bundle(
+            tmp_path / str(half),
+            MICRO,
+            MICRO_STREAM,
+            only,
+            tokenizer,
+            precisions=precisions,
+            half_weights=half,
+        )
+    sizes = [
+        (tmp_path / str(half) / "graphs" / "text_encoder.weights").stat().st_size
+        for half in (False, True)
+    ]
+    parameters = sum(t.numel() for t in only["text_encoder"].values())
+    assert sizes[0] >= 3.8 * parameters
+    assert sizes[1] <= 2 * parameters + 4096 * len(only["text_encoder"]), "fp16 shares the weights"
     ids = np.array([[5, 6, 7, 1] + [0] * 12])
     results = []
     for half in (False, True):
@@ -199,4 +216,4 @@ def test_structure_of_the_real_editor(tmp_path: Path) -> None:
     large = [i.name for i in model.graph.initializer if i.external_data]
     assert len(large) > 30 * 14
     assert set(large) <= known, sorted(set(large) - known)[:3]
-    assert (tmp_path / "b" / "fp16" / "dit.weights").exists() is False
+    assert not (tmp_path / "b" / "graphs" / "dit.weights").exists()

@@ -21,7 +21,7 @@ HEIGHT_PX, WIDTH_PX = MICRO_STREAM.height_px, MICRO_STREAM.width_px
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graphs_suit_builders(micro_wan_bundle: Path, name: str) -> None:
-    model = onnx.load(micro_wan_bundle / "fp32" / f"{name}.onnx", load_external_data=False)
+    model = onnx.load(micro_wan_bundle / f"graphs/{name}.fp32.onnx", load_external_data=False)
     kinds = {node.op_type for node in model.graph.node}
     assert {"Conv", "MatMul", "Softmax"} <= kinds
     assert not kinds & {"Attention", "ScaledDotProductAttention"}, "no engine fuses so wide a head"
