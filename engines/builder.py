@@ -88,7 +88,7 @@ def build_bundle(
     keep: tuple[float, ...] = DEFAULT_KEEP,
     plugins: bool = True,
     options: BuildOptions | None = None,
-    progress: TextIO = sys.stderr,
+    progress: TextIO | None = None,
 ) -> BuildPlan:
     """Build every graph of one precision, or the named ones, into ``root/engines/<key>/``.
 
@@ -101,13 +101,13 @@ def build_bundle(
     Raises:
         LiveEditError: a sentence for whatever a user can mend.
     """
-    chosen = resolve(flavour)
+    chosen, progress = resolve(flavour), progress or sys.stderr
     present = compute_capability()
     targets = tuple(sorted(set(targets), key=lambda t: (len(t), t)))
     targets = targets or ((present,) if present else ())
     check_targets(chosen, targets, present)
     manifest = read_manifest(root)
-    specs = _graphs(manifest, precision, graphs)
+    specs = graphs_of(manifest, precision, graphs)
     with _only_builder(root) as staging:
         return _build(
             root, manifest, chosen, targets, precision, specs, keep,
@@ -248,7 +248,10 @@ def check_io(
             )
 
 
-def _graphs(manifest: Manifest, precision: str, names: tuple[str, ...]) -> dict[str, GraphSpec]:
+def graphs_of(
+    manifest: Manifest, precision: str, names: tuple[str, ...] = ()
+) -> dict[str, GraphSpec]:
+    """The named graphs of one precision, or all of them."""
     if precision not in manifest.graphs:
         raise UsageError(
             f"this bundle has no {precision} graphs; it has {', '.join(sorted(manifest.graphs))}. "

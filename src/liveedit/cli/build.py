@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-plugins", action="store_true", help="build custom operators out of native layers"
     )
     parser.add_argument(
+        "--check", action="store_true", help="only report which nodes the parser refuses"
+    )
+    parser.add_argument(
         "--weight-streaming",
         action="store_true",
         help="let weights stay in host memory; the plan cannot be captured in CUDA graphs",
@@ -47,6 +50,16 @@ def run(options: argparse.Namespace) -> int:
     from liveedit.engines.plan import BuildOptions
     from liveedit.errors import UsageError
 
+    if options.check:
+        from liveedit.engines.check import check_bundle
+
+        check_bundle(
+            options.bundle,
+            flavour=options.flavour,
+            precision=options.precision,
+            graphs=tuple(options.graph),
+        )
+        return 0
     try:
         keep = tuple(float(share) for share in options.keep.split(",") if share)
     except ValueError:
