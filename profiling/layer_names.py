@@ -22,6 +22,7 @@ _WORDS = {
     "cross_attn": "cross-attention",
     "ffn": "FFN",
     "ffn.0": "FFN up",
+    "ffn.1": "FFN GELU",
     "ffn.2": "FFN down",
 }
 # Operators of a block that the exporter names by the block alone.
@@ -68,11 +69,11 @@ def parse_layer(name: str, op_type: str = "") -> LayerName:
 def _operator(name: str, op_type: str) -> str:
     if op_type:
         return op_type
-    return re.sub(r"_\d+$", "", name.rsplit("/", 1)[-1])
+    return re.sub(r"_\d+$", "", name.split("/")[1] if "/" in name else name)
 
 
 def _parse_one(name: str, op_type: str) -> LayerName:
-    path = name.rsplit("/", 1)[0] if "/" in name else name
+    path = name.split("/", 1)[0]  # a fusion's own name may follow the operator's
     operator = _operator(name, op_type)
     match = re.match(r"blocks\.(\d+)(?:\.(.*))?$", path)
     block = int(match[1]) if match else None

@@ -26,7 +26,7 @@ class PassRunner:
                 made.add(buffer)
                 shape = tuple(self._tokens if d == KEEP_DIMENSION else int(d) for d in tensor.shape)
                 backend.alloc(buffer, tensor.dtype, shape)
-        self._engine = backend.load("dit_step", spec, root / spec.file, [binding])
+        self.engine = backend.load("dit_step", spec, root / spec.file, [binding])
         for i, name in enumerate(("noisy", "source", "noise")):
             backend.write_noise(name, seed=1, chunk=0, draw=i)
         for name, value in (("timestep", 500.0), ("sigma", 0.5), ("sigma_next", 0.25)):
@@ -49,7 +49,7 @@ class PassRunner:
 
     def run(self) -> None:
         """One pass. Waits for its result."""
-        self._engine.run(num_keep=self.kept)
+        self.engine.run(num_keep=self.kept)
         self._backend.read("x0")
 
     def flops(self, kept: int | None = None) -> float:

@@ -123,3 +123,31 @@ def test_text_round_trip() -> None:
         {"kind": "pruned", "step": "1", "kept": "24", "kv": "168"},
     )
     assert parse_text("commit") == ("commit", {})
+
+
+def test_ranges_of_a_real_stream(injection: Path, tmp_path: Path, micro_bundle: Path) -> None:
+    code = f"""
+import numpy as np
+from liveedit.profiling.nvtx_ranges import tracer
+from liveedit.runtime.mask_cache import MaskCachePolicy
+from liveedit.runtime.stream import StreamEditor
+with StreamEditor.open({str(micro_bundle)!r}, backend="null", precision="fp32",
+                       mask_cache=MaskCachePolicy(keep_ratio=0.3), tracer=tracer()) as editor:
+    editor.set_prompt("a")
+    frames = np.zeros((36, editor.height_px, editor.width_px, 3), dtype=np.uint8)
+    assert len(editor.push(frames)) == 3
+"""
+    got = [(depth, *parse_text(text)) for depth, _, text in traced(injection, tmp_path, code)]
+    chunks = [fields["index"] for _, name, fields in got if name == "chunk"]
+    assert chunks == ["0", "1", "2"]
+    passes = [(depth, fields) for depth, name, fields in got if name == "pass"]
+    assert [f["kind"] for _, f in passes] == [
+        *("full", "full", "full", "full", "clean"),
+        *("full", "pruned", "pruned", "full", "clean") * 2,
+    ]
+    base = next(depth for depth, name, _ in got if name == "chunk")
+    assert {depth for depth, _ in passes} == {base + 1}
+    tokens = int(passes[0][1]["kept"])
+    assert [int(f["kv"]) for _, f in passes[:5]] == [tokens] * 5
+    assert all(int(f["kept"]) < tokens for _, f in passes if f["kind"] == "pruned")
+    assert sum(name == "decode" for _, name, _ in got) == 9  # one per latent frame

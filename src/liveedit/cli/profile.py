@@ -7,6 +7,7 @@ import importlib
 
 SUBCOMMANDS = {
     "roofline": "bounds of a configuration on a GPU, from shapes alone",
+    "layers": "time per layer against its roofline, and what to fix first",
     "nsys": "run under Nsight Systems: stages, kernels, gaps, a timeline page",
 }
 
