@@ -53,13 +53,17 @@ def predict(root: Path, manifest: Manifest, precision: str) -> Predicted:
     backend = NullBackend()
     off = MaskCachePolicy(mode="off")
     StreamEditor(root, manifest, backend, precision=precision, mask_cache=off).close()
-    folders = {str(Path(g.file).parent) for g in manifest.graphs[precision].values()}
+    mine = {g.file for g in manifest.graphs[precision].values()}
+    others = {g.file for graphs in manifest.graphs.values() for g in graphs.values()} - mine
+    folders = {str(Path(file).parent) for file in mine}
     return Predicted(
         buffers_bytes=sum(backend.sizes.values()),
         kv_cache_bytes=sum(
             n for b, n in backend.sizes.items() if b.startswith(("k_cache_", "v_cache_"))
         ),
         weights_bytes=sum(
-            e.bytes for name, e in manifest.files.items() if str(Path(name).parent) in folders
+            entry.bytes
+            for name, entry in manifest.files.items()
+            if str(Path(name).parent) in folders and name not in others
         ),
     )

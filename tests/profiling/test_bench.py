@@ -40,8 +40,9 @@ def test_predicted_memory_counts_buffers_and_files(micro_bundle: Path) -> None:
     stream, dit = manifest.stream, manifest.model.dit
     assert got.kv_cache_bytes == 2 * dit.num_layers * stream.kv_cache_length * dit.dim * 4
     assert got.buffers_bytes > got.kv_cache_bytes
-    files = sum(p.stat().st_size for p in (micro_bundle / "fp32").iterdir())
-    assert got.weights_bytes == files
+    graphs = {micro_bundle / g.file for g in manifest.graphs["fp32"].values()}
+    weights = {p for g in graphs for p in g.parent.glob("*.weights")}
+    assert got.weights_bytes == sum(p.stat().st_size for p in graphs | weights)
     assert rss_bytes() > 1 << 20
 
 
