@@ -160,14 +160,14 @@ def _build(
             continue
         _need_space(root, name, weights_bytes[name])
         plan = _build_graph(root, inputs, spec, name, facts[name], plugins, staging, label)
-        sets = read_sets(manifest)
+        sets = read_sets(manifest, skip_malformed=True)
         plans = sets.get(inputs.key, PlanSet(inputs=inputs))
         plans = replace(plans, graphs={**plans.graphs, name: plan})
         manifest = add_files(
             root,
             manifest,
             [plan.plan, plan.layers],
-            plans={**manifest.plans, inputs.key: as_entry(plans)},
+            plans={k: as_entry(s) for k, s in {**sets, inputs.key: plans}.items()},
         )
         label.finish(
             f"built in {plan.parse_s + plan.build_s:.1f} s, "
@@ -265,7 +265,7 @@ def graphs_of(
 
 
 def _is_built(root: Path, manifest: Manifest, key: str, name: str) -> bool:
-    plans = read_sets(manifest).get(key)
+    plans = read_sets(manifest, skip_malformed=True).get(key)
     if plans is None or name not in plans.graphs:
         return False
     try:

@@ -135,8 +135,9 @@ def lines(reports: list[SetReport]) -> list[str]:
         )
         for plan in report.plans:
             text.append(
-                f"  {plan.graph}: {plan.plan_bytes} bytes on disk, weights {plan.weights_bytes}, "
-                f"activations {plan.activation_bytes}, {plan.num_layers} layers"
+                f"  {plan.graph}: {_mib(plan.plan_bytes)} on disk, weights "
+                f"{_mib(plan.weights_bytes)}, activations {_mib(plan.activation_bytes)}, "
+                f"{plan.num_layers} layers"
             )
             for cls, types in plan.precision.items():
                 counts = ", ".join(f"{n} {t}" for t, n in sorted(types.items()))
@@ -144,8 +145,16 @@ def lines(reports: list[SetReport]) -> list[str]:
             text += [f"    gate: {finding}" for finding in plan.findings]
             if plan.changed:
                 text.append(f"    refused: {plan.changed}")
+        text.append(
+            f"  all plans: weights {_mib(report.weights_bytes)}, activations, shared by plans that "
+            f"run in turn, {_mib(report.activation_bytes)}"
+        )
         if report.refusals or any(p.changed for p in report.plans):
             text += [f"  would not load here: {reason}" for reason in report.refusals]
         else:
             text.append("  would load here")
     return text
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

@@ -89,8 +89,11 @@ def here() -> str:
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
-def read_sets(manifest: Manifest) -> dict[str, PlanSet]:
+def read_sets(manifest: Manifest, *, skip_malformed: bool = False) -> dict[str, PlanSet]:
     """The plan sets of a bundle, each key checked against the inputs it stands for.
+
+    Args:
+        skip_malformed: leave out entries of another version, for a build that replaces them.
 
     Raises:
         BundleError: an entry is malformed, or its key is not the hash of its inputs.
@@ -98,16 +101,23 @@ def read_sets(manifest: Manifest) -> dict[str, PlanSet]:
     sets = {}
     for key, entry in manifest.plans.items():
         try:
-            plans = from_dict(PlanSet, entry, f"plans.{key}")
-        except UsageError as error:
-            raise BundleError(f"{error}. Run: liveedit build BUNDLE") from None
-        if plans.inputs.key != key:
-            raise BundleError(
-                f"plans.{key} states inputs whose key is {plans.inputs.key}. "
-                "Run: liveedit build BUNDLE"
-            )
-        sets[key] = plans
+            sets[key] = _read_set(key, entry)
+        except BundleError:
+            if not skip_malformed:
+                raise
     return sets
+
+
+def _read_set(key: str, entry: dict[str, Any]) -> PlanSet:
+    try:
+        plans = from_dict(PlanSet, entry, f"plans.{key}")
+    except UsageError as error:
+        raise BundleError(f"{error}. Run: liveedit build BUNDLE") from None
+    if plans.inputs.key != key:
+        raise BundleError(
+            f"plans.{key} states inputs whose key is {plans.inputs.key}. Run: liveedit build BUNDLE"
+        )
+    return plans
 
 
 def profiles_of(spec: GraphSpec, counts: tuple[int, ...]) -> list[dict[str, tuple[int, ...]]]:

@@ -60,6 +60,15 @@ def test_a_plan_is_built_listed_and_not_built_twice(bundle: Path) -> None:
     assert other.key != first.key
 
 
+def test_an_entry_of_another_version_is_replaced(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    write_manifest(bundle, replace(manifest, plans={"old": {"inputs": 1}}))
+    with pytest.raises(BundleError, match="Run: liveedit build"):
+        read_sets(read_manifest(bundle))
+    result, _ = build(bundle)
+    assert set(read_manifest(bundle).plans) == {result.key}
+
+
 def test_one_graph_is_added_to_the_set_of_another(tmp_path: Path) -> None:
     root = write_bundle(tmp_path, {"dit_step": step_model(), "prompt": step_model(blocks=1)})
     first, _ = build(root, graphs=("prompt",))

@@ -10,6 +10,8 @@ from typing import Any
 
 from liveedit.bundle import Manifest, TensorSpec, read_manifest, verify_file
 from liveedit.config import to_dict
+from liveedit.engines.inspect import describe_plans
+from liveedit.engines.inspect import lines as plan_lines
 from liveedit.runtime.memory_budget import memory_budget
 from liveedit.runtime.shipped import shipped
 from liveedit.schedule import denoising_steps
@@ -30,7 +32,12 @@ def run(options: argparse.Namespace) -> int:
         for name in manifest.files:
             verify_file(root, manifest, name)
     facts = describe(manifest)
-    print(json.dumps(facts, indent=1) if options.json else table(root, facts))
+    plans = describe_plans(root, check_files=options.verify)
+    facts["plans"] = [to_dict(report) for report in plans]
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        print("\n".join([table(root, facts), *([""] if plans else []), *plan_lines(plans)]))
     return 0
 
 
@@ -64,7 +71,6 @@ def describe(manifest: Manifest) -> dict[str, Any]:
             }
             for precision, graphs in manifest.graphs.items()
         },
-        "plans": sorted(manifest.plans),
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
         "total_bytes": sum(entry.bytes for entry in manifest.files.values()),
         "memory_bytes": {p: memory_budget(manifest, p) for p in manifest.graphs},
