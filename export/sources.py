@@ -10,10 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from liveedit.config import ModelConfig, TAEHVConfig
-from liveedit.errors import UsageError
-from liveedit.export.checkpoints import load_dit, load_taehv, load_text_encoder, load_wan_vae
+from liveedit.errors import CheckpointError, UsageError
+from liveedit.export.checkpoints import (
+    load_dit,
+    load_taehv,
+    load_text_encoder,
+    load_wan_vae,
+    verify,
+)
 from liveedit.export.graphs import build_codec
 from liveedit.export.random_weights import RandomWeights
+from liveedit.export.tensor_file import read_tensor_file
 from liveedit.export.tokenizer import byte_tokenizer, wan_tokenizer
 from liveedit.models.dit import CausalWanDiT
 from liveedit.models.umt5 import UMT5Encoder
@@ -67,3 +74,27 @@ def checkpoint_sources(
     text_encoder = wan / "models_t5_umt5-xxl-enc-bf16.pth"
     weights["text_encoder"] = load_text_encoder(text_encoder, model.text)
     return weights, wan_tokenizer(wan), {"checkpoint": checkpoint.name}
+
+
+def trained_sources(model: ModelConfig, folder: Path) -> tuple[Weights, bytes, dict[str, str]]:
+    """What `liveedit train` leaves: ``editor.pt`` (its averaged weights), ``codec.pt`` and
+    ``tokenizer.json`` in one folder.
+
+    Raises:
+        CheckpointError: a file is missing or is not exactly what ``model`` names.
+    """
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise CheckpointError(f"{tokenizer} is missing; it lies beside the editor's checkpoint")
+    editor = read_tensor_file(folder / "editor.pt")
+    averaged = editor.get("ema", editor)
+    states = {
+        "dit": averaged.get("dit", {}),
+        "text_encoder": averaged.get("text", {}),
+        "codec": read_tensor_file(folder / "codec.pt"),
+    }
+    weights: Weights = {}
+    for name, module in modules(model).items():
+        expected = {key: tensor.shape for key, tensor in module.state_dict().items()}
+        weights[name] = verify(states[name], expected, f"{folder} ({name})")
+    return weights, tokenizer.read_bytes(), {"weights": "trained with liveedit train"}

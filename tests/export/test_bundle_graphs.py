@@ -18,7 +18,7 @@ from liveedit.config import LIVEEDIT_1_3B, StreamConfig
 from liveedit.errors import BundleError, LiveEditError
 from liveedit.export.bundle_writer import write_bundle
 from liveedit.export.graphs import PRECISIONS, graphs
-from liveedit.export.sources import random_sources
+from liveedit.export.sources import modules, random_sources, trained_sources
 
 L = MICRO_STREAM.block_seq_length
 
@@ -217,3 +217,22 @@ def test_structure_of_the_real_editor(tmp_path: Path) -> None:
     assert len(large) > 30 * 14
     assert set(large) <= known, sorted(set(large) - known)[:3]
     assert not (tmp_path / "b" / "graphs" / "dit.weights").exists()
+
+
+def test_a_trained_folder_is_exported_with_its_averaged_weights(tmp_path: Path) -> None:
+    random = random_sources(MICRO, 3)[0]
+    states = {
+        name: {k: random[name][k] for k in m.state_dict()} for name, m in modules(MICRO).items()
+    }
+    averaged = {"dit": states["dit"], "text": states["text_encoder"]}
+    torch.save({"dit": {}, "text": {}, "ema": averaged}, tmp_path / "editor.pt")
+    torch.save(states["codec"], tmp_path / "codec.pt")
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    weights, tokenizer, _ = trained_sources(MICRO, tmp_path)
+    assert tokenizer == b"{}"
+    for name, state in states.items():
+        assert all(torch.equal(weights[name][k], v) for k, v in state.items())
+    del states["codec"]["encoder.0.weight"]
+    torch.save(states["codec"], tmp_path / "codec.pt")
+    with pytest.raises(LiveEditError, match=r"encoder\.0\.weight"):
+        trained_sources(MICRO, tmp_path)

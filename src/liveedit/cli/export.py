@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="LiveEdit DiT, e.g. ar-forcing_002000.pt")
     source.add_argument("--random-weights", type=int, metavar="SEED", help="for benchmarks, tests")
+    source.add_argument("--trained", type=Path, metavar="DIR", help="what liveedit train made")
     parser.add_argument("--ema", action="store_true", help="take generator_ema of the checkpoint")
     parser.add_argument("--wan", type=Path, help="Wan2.1-T2V-1.3B folder: VAE, text encoder")
     parser.add_argument("--taehv", type=Path, help="taew2_1 file: use TAEHV instead of the Wan VAE")
@@ -75,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
         model = sources.with_taehv(model)
     if options.random_weights is not None:
         weights, tokenizer, notes = sources.random_sources(model, options.random_weights)
+    elif options.trained is not None:
+        weights, tokenizer, notes = sources.trained_sources(model, options.trained)
     else:
         progress("reading checkpoints")
         weights, tokenizer, notes = sources.checkpoint_sources(
