@@ -31,7 +31,7 @@ from liveedit.config import StreamConfig, from_dict
 from liveedit.engines.build_worker import BuildRequest, read_io
 from liveedit.engines.child import Progress, run_worker
 from liveedit.engines.flavour import FLAVOURS, Flavour, check_targets, resolve, version
-from liveedit.engines.gate import dropped_operands, findings
+from liveedit.engines.gate import Limits, dropped_operands, findings, step_activation_bound
 from liveedit.engines.gpu import compute_capability, driver_version
 from liveedit.engines.graph_facts import GraphFacts, read_facts
 from liveedit.engines.layers import LayerTable
@@ -159,7 +159,11 @@ def _build(
             reused.append(name)
             continue
         _need_space(root, name, weights_bytes[name])
-        plan = _build_graph(root, inputs, spec, name, facts[name], plugins, staging, label)
+        limits = Limits()
+        if name == "dit_step" and precision == "fp16":
+            bound = step_activation_bound(manifest.model.dit, manifest.stream)
+            limits = Limits(activation_bytes=bound)
+        plan = _build_graph(root, inputs, spec, name, facts[name], limits, plugins, staging, label)
         sets = read_sets(manifest, skip_malformed=True)
         plans = sets.get(inputs.key, PlanSet(inputs=inputs))
         plans = replace(plans, graphs={**plans.graphs, name: plan})
@@ -185,6 +189,7 @@ def _build_graph(
     spec: GraphSpec,
     name: str,
     facts: GraphFacts,
+    limits: Limits,
     plugins: PluginChoice | None,
     staging: Path,
     progress: Progress,
@@ -225,7 +230,7 @@ def _build_graph(
         outputs=found_outputs,
         weights_bytes=done["weights_bytes"],
         activation_bytes=done["activation_bytes"],
-        findings=tuple(findings(facts, table, plugins=inputs.plugins is not None)),
+        findings=tuple(findings(facts, table, plugins=inputs.plugins is not None, limits=limits)),
         parse_s=done["parse_s"],
         build_s=done["build_s"],
         peak_rss_bytes=done["peak_rss_bytes"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from liveedit.config import DiTConfig, StreamConfig
 from liveedit.engines.graph_facts import GraphFacts
 from liveedit.engines.layers import Layer, LayerTable
 
@@ -26,6 +27,18 @@ class Limits:
     weights_slack_bytes: int = 512 * 1024  # convolutions pad their channels
     float_gemm_rows: int = 8  # an FP32 product of more rows is no island in an FP16 graph
     conversions: int = 1  # standalone casts of more than SMALL_BYTES: the step formula is FP32
+
+
+def step_activation_bound(dit: DiTConfig, stream: StreamConfig) -> int:
+    """Bytes of activations that a 16-bit ``dit_step`` may take, for any number of kept tokens.
+
+    One block runs at a time. Its attention holds copies of one K and one V cache beside q, k, v and
+    a few full-width tensors; its FFN holds the hidden tensor beside fewer of them.
+    """
+    tokens = 2 * stream.block_seq_length * dit.dim
+    caches = 2 * 2 * stream.kv_cache_length * dit.dim
+    hidden = 2 * stream.block_seq_length * dit.ffn_dim
+    return max(caches + 6 * tokens, hidden + 6 * tokens) + 16 * 2**20
 
 
 def dropped_operands(warnings: tuple[str, ...]) -> list[str]:

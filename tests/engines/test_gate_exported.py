@@ -12,7 +12,7 @@ import pytest
 from liveedit.bundle import read_manifest
 from liveedit.config import from_dict
 from liveedit.engines.builder import build_bundle
-from liveedit.engines.gate import Limits, findings
+from liveedit.engines.gate import Limits, findings, step_activation_bound
 from liveedit.engines.graph_facts import read_facts
 from liveedit.engines.inspect import describe_plans
 from liveedit.engines.layers import LayerTable
@@ -60,12 +60,8 @@ def test_a_whole_editor_passes(
     table = from_dict(LayerTable, json.loads((root / plans.graphs["dit_step"].layers).read_bytes()))
     in_plan = [layer for layer in table.profile(0) if layer.cls == "plugin"]
     assert len(in_plan) == (2 * blocks if plugins else 0)
-    caches = sum(
-        2 * t.shape[1] * t.shape[2] * t.shape[3]
-        for t in step.inputs
-        if t.name.startswith(("k_cache", "v_cache"))
-    )
-    limits = Limits(activation_bytes=caches + 32 * 2**20)
+    bound = step_activation_bound(manifest.model.dit, manifest.stream)
+    limits = Limits(activation_bytes=bound)
     assert findings(facts, table, plugins=plugins, limits=limits) == []
     (report,) = describe_plans(root)
     assert [plan.graph for plan in report.plans] == sorted(GRAPHS)

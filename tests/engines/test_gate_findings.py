@@ -10,10 +10,10 @@ import pytest
 from engine_bundles import write_bundle
 from engine_graphs import step_model
 
-from liveedit.config import from_dict
+from liveedit.config import from_dict, named_config
 from liveedit.engines import builder
 from liveedit.engines.builder import build_bundle
-from liveedit.engines.gate import Limits, findings
+from liveedit.engines.gate import Limits, findings, step_activation_bound
 from liveedit.engines.graph_facts import AttentionFact, GraphFacts, read_facts
 from liveedit.engines.layers import Layer, LayerTable, parse_layers, precision_by_class
 from liveedit.errors import BackendError
@@ -169,6 +169,14 @@ def test_each_broken_promise_is_found(layers: tuple[Layer, ...], sentence: str) 
 
 def test_a_plan_that_keeps_every_promise_has_no_findings() -> None:
     assert findings(FACTS, table_of(*GOOD), plugins=True) == []
+
+
+def test_the_activation_bound_of_a_step_by_hand() -> None:
+    """480 x 832: 2 caches of 32,760 rows, 6 tensors of 4680 tokens, 16 MiB; all of width 1536."""
+    model, stream = named_config("liveedit-1.3b")
+    bound = step_activation_bound(model.dit, stream)
+    assert bound == 2 * 1536 * (2 * 32760 + 6 * 4680) + 2**24
+    assert 275_719_168 < bound < 1.12 * 275_719_168  # what TensorRT-RTX 1.7.1 reports
 
 
 def test_memory_beyond_the_prediction_is_found() -> None:
