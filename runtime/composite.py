@@ -17,11 +17,14 @@ _EDIT_COLOUR = np.array([255, 0, 96], np.uint16)
 class SoftMask:
     """Turns importance into opacity: 0 up to ``low``, full from ``high`` on, smooth between.
 
-    Importance is 1 at the most changed place of a chunk, so the two are shares of that.
+    Importance is 1 at the most changed place of a chunk, so the two are shares of that place's
+    change, or of ``floor`` where nothing changed that much: latents have a variance of about 1,
+    and what an editor changes without being asked to stays far below half of it.
     """
 
     low: float = 0.06
     high: float = 0.2
+    floor: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:
@@ -29,13 +32,16 @@ class SoftMask:
                 f"a soft mask needs 0 <= low < high <= 1, got low {self.low}, high {self.high}"
             )
 
-    def __call__(self, importance: npt.NDArray[np.float32]) -> Image:
+    def __call__(self, importance: npt.NDArray[np.float32], peak_change: float) -> Image:
         """[F, h, w] in [0, 1] -> [F, h, w] uint8 opacity, one latent pixel wider on every side.
+
+        ``peak_change`` is the mean squared latent difference where importance is 1.
 
         The margin keeps the soft edge outside the edit: the fade then happens over unchanged
         pixels.
         """
-        x = np.clip((importance - self.low) / (self.high - self.low), 0, 1)
+        share = importance * (peak_change / max(peak_change, self.floor))
+        x = np.clip((share - self.low) / (self.high - self.low), 0, 1)
         x = x * x * (3 - 2 * x)
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))

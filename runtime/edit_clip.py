@@ -32,6 +32,8 @@ class Chunk(Protocol):
     @property
     def importance(self) -> npt.NDArray[np.float32]: ...
     @property
+    def peak_change(self) -> float: ...
+    @property
     def kept(self) -> npt.NDArray[np.bool_]: ...
 
 
@@ -122,7 +124,7 @@ class ClipEdit:
     def _put(self, chunks: Sequence[Chunk]) -> None:
         for chunk in chunks:
             assert chunk.first_frame == self._num_written, chunk.first_frame
-            opacity = self._soft_mask(chunk.importance)  # [F, h, w]
+            opacity = self._soft_mask(chunk.importance, chunk.peak_change)  # [F, h, w]
             for edited, latent in zip(chunk.frames, chunk.latent_rows, strict=True):
                 self._put_frame(edited, opacity[latent], chunk.kept[latent])
             self._num_written += len(chunk.frames)

@@ -101,19 +101,25 @@ def round_bfloat16(x: Float) -> Float:
     return rounded.view(np.float32)
 
 
-def importance_map(edited: Float, source: Float, *, bfloat16: bool = False) -> Float:
-    """Mean squared difference over channels, min-max normalised over the chunk.
+def mean_square(edited: Float, source: Float, *, bfloat16: bool = False) -> Float:
+    """Mean squared difference over channels.
 
     Args:
         edited: [1, C, F, h, w], the chunk's x0.
         source: the same shape.
 
     Returns:
-        [F, h, w] float32 in [0, 1], new memory.
+        [F, h, w] float32, new memory.
     """
     step = round_bfloat16 if bfloat16 else lambda x: x
     difference = step(np.subtract(step(edited[0]), step(source[0]), dtype=np.float32))
-    d = step(np.mean(step(np.square(difference)), axis=0, dtype=np.float32))
+    mean = np.asarray(np.mean(step(np.square(difference)), axis=0, dtype=np.float32))
+    return np.asarray(step(mean), dtype=np.float32)
+
+
+def importance_map(d: Float, *, bfloat16: bool = False) -> Float:
+    """`mean_square`, min-max normalised over the chunk: [F, h, w] in [0, 1], new memory."""
+    step = round_bfloat16 if bfloat16 else lambda x: x
     low, high = d.min(), d.max()
     scale = step(np.asarray(high - low + np.float32(1e-8), dtype=np.float32))
     return np.asarray(step(step(d - low) / scale), dtype=np.float32)
@@ -179,6 +185,7 @@ class MaskCache:
         self._token_row = np.empty(tokens, dtype=np.int32)
         self._kept = np.empty(self._grid, dtype=np.bool_)
         self.pruned = self.full
+        self.peak = 0.0  # largest mean square of the last update, before it was normalised
 
     def reset(self) -> None:
         """Keep everything until the next update."""
@@ -194,9 +201,10 @@ class MaskCache:
         Returns:
             The importance, [F, h, w] float32 in [0, 1], new memory.
         """
-        importance = importance_map(
-            edited, source, bfloat16=self.policy.importance_dtype == "bfloat16"
-        )
+        bfloat16 = self.policy.importance_dtype == "bfloat16"
+        d = mean_square(edited, source, bfloat16=bfloat16)
+        self.peak = float(d.max())
+        importance = importance_map(d, bfloat16=bfloat16)
         if self.pruned_passes:
             choose = released_tokens if self.policy.mode == "released" else paper_tokens
             self._select(choose(importance, self.policy.keep_ratio), importance)

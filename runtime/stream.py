@@ -45,6 +45,7 @@ class EditedChunk:
     frames: Frames  # [n, H, W, 3] uint8
     latent_rows: npt.NDArray[np.int64]  # [n]: the latent frame in [0, F) that shows each frame
     importance: npt.NDArray[np.float32]  # [F, h, w] in [0, 1]: how much each latent pixel changed
+    peak_change: float  # mean squared latent difference where importance is 1
     kept: npt.NDArray[np.bool_]  # [F, h/2, w/2]: tokens that the pruned passes computed
     num_kept: int
     recovered: Literal["last-good", "passthrough"] | None  # a latent that was not finite
@@ -369,6 +370,7 @@ class StreamEditor:
             frames=frames,
             latent_rows=rows[: len(frames)],
             importance=importance,
+            peak_change=self._mask.peak,
             kept=kept,
             num_kept=num_kept,
             recovered=recovered,

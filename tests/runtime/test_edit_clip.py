@@ -27,6 +27,7 @@ class FakeChunk:
     frames: np.ndarray
     latent_rows: np.ndarray
     importance: np.ndarray
+    peak_change: float
     kept: np.ndarray
 
 
@@ -71,7 +72,7 @@ class FakeEditor:
             importance[f] = self.changed(3 * self.index + f)
         rows = np.repeat([0, 1, 2], [1 if self.index == 0 else 4, 4, 4])[: len(frames)]
         kept = np.ones((3, 3, 4), np.bool_)
-        out = FakeChunk(self.index, self.first, frames, rows, importance, kept)
+        out = FakeChunk(self.index, self.first, frames, rows, importance, 1.0, kept)
         self.index, self.first = self.index + 1, self.first + len(frames)
         return out
 
@@ -203,11 +204,11 @@ def test_lay_over_is_exact_at_both_ends():
 def test_soft_mask_is_monotone_and_wider_than_the_edit():
     importance = np.zeros((1, 7, 9), np.float32)
     importance[0, 3, 4] = 1
-    opacity = SoftMask()(importance)
+    opacity = SoftMask()(importance, 1.0)
     assert (opacity[0, 2:5, 3:6] == 255).all()
     assert opacity.sum() == 9 * 255
     ramp = np.tile(np.linspace(0, 1, 50, dtype=np.float32), (1, 3, 1))
-    assert (np.diff(SoftMask()(ramp).astype(int), axis=2) >= 0).all()
+    assert (np.diff(SoftMask()(ramp, 1.0).astype(int), axis=2) >= 0).all()
     with pytest.raises(UsageError, match="low"):
         SoftMask(low=0.5, high=0.2)
 
@@ -232,3 +233,11 @@ def test_tokens_follow_the_fit():
     cropped = Fit(Size(64, 32), Size(32, 64), "crop").tokens_to_source(kept)
     assert cropped[:24].all()
     assert not cropped[24:40, 8:].any()
+
+
+def test_a_chunk_without_an_edit_stays_the_source() -> None:
+    """Importance always reaches 1 somewhere; how much that is decides."""
+    importance = np.zeros((1, 7, 9), np.float32)
+    importance[0, 3, 4] = 1
+    assert SoftMask()(importance, 0.02).max() == 0
+    assert SoftMask()(importance, 0.5).max() == 255

@@ -14,6 +14,7 @@ from liveedit.runtime.mask_cache import (
     equalise,
     importance_map,
     keep_pixels,
+    mean_square,
     paper_tokens,
     released_tokens,
     round_bfloat16,
@@ -67,7 +68,7 @@ def latents(seed: int, levels: int | None = None) -> tuple[Float, Float]:
 @pytest.mark.parametrize("keep_ratio", [0.001, 0.1, 0.3, 0.5, 0.9, 1.0])
 def test_released_tokens_equal_the_rule(keep_ratio: float, levels: int | None) -> None:
     for seed in range(20):
-        importance = importance_map(*latents(seed, levels))
+        importance = importance_map(mean_square(*latents(seed, levels)))
         rule = released_rule(importance, keep_ratio)
         kept = released_tokens(importance, keep_ratio)
         assert [np.flatnonzero(f).tolist() for f in kept] == rule
@@ -95,9 +96,9 @@ def test_importance_is_the_normalised_mean_square() -> None:
     edited, source = latents(1)
     d = ((edited[0].astype(np.float64) - source[0]) ** 2).mean(axis=0)
     expected = (d - d.min()) / (d.max() - d.min())
-    importance = importance_map(edited, source)
+    importance = importance_map(mean_square(edited, source))
     assert importance == pytest.approx(expected, abs=1e-6)
-    assert (importance_map(edited, edited) == 0).all()
+    assert (importance_map(mean_square(edited, edited)) == 0).all()
 
 
 def test_bfloat16_rounding() -> None:
@@ -107,14 +108,14 @@ def test_bfloat16_rounding() -> None:
     assert (rounded.view(np.uint32) & 0xFFFF == 0).all()
     assert rounded == pytest.approx(values, rel=2**-8)
     edited, source = latents(2)
-    fine = importance_map(edited, source)
-    coarse = importance_map(edited, source, bfloat16=True)
+    fine = importance_map(mean_square(edited, source))
+    coarse = importance_map(mean_square(edited, source, bfloat16=True), bfloat16=True)
     assert coarse == pytest.approx(fine, abs=0.02)
     assert len(np.unique(coarse)) < len(np.unique(fine))
 
 
 def test_paper_mode_keeps_one_map_for_all_frames() -> None:
-    importance = importance_map(*latents(3))
+    importance = importance_map(mean_square(*latents(3)))
     kept = paper_tokens(importance, 0.3)
     assert kept.shape == (3, 3, 5)
     assert (kept == kept[0]).all()

@@ -17,7 +17,7 @@ from liveedit.bundle import Manifest, read_manifest, write_manifest
 from liveedit.config import StreamConfig
 from liveedit.errors import BackendError, BundleError, StreamError, UsageError
 from liveedit.runtime import EditedChunk, MaskCachePolicy, StreamEditor
-from liveedit.runtime.mask_cache import importance_map, paper_tokens, released_tokens
+from liveedit.runtime.mask_cache import importance_map, mean_square, paper_tokens, released_tokens
 from liveedit.runtime.noise import normal
 from liveedit.runtime.onnx_backend import OnnxBackend
 from liveedit.runtime.rope import RotaryTable
@@ -160,7 +160,7 @@ class NumpyEditor:
                 if step.sigma_next:
                     x = (1 - step.sigma_next) * x + step.sigma_next * noise(i + 1)
             self.velocity(chunk, x, source, 0.0, everything, text, clean=True)
-            importances.append(importance_map(x[None], source[None]))
+            importances.append(importance_map(mean_square(x[None], source[None])))
             if passes:
                 choose = released_tokens if self.policy.mode == "released" else paper_tokens
                 pruned = np.flatnonzero(choose(importances[-1], self.policy.keep_ratio))
