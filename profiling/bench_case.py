@@ -21,8 +21,9 @@ from liveedit.profiling.memory import predict, release_free_memory, rss_bytes, s
 from liveedit.profiling.records import Figure, Record, distribution, new_record, single
 from liveedit.profiling.stage_timer import Span, StageTimer, TeeTracer, stage_ms
 from liveedit.runtime.backend import Frames
+from liveedit.runtime.graphs import choose_precision
 from liveedit.runtime.mask_cache import MaskCachePolicy, Mode
-from liveedit.runtime.stream import EditedChunk, StreamEditor, choose_precision
+from liveedit.runtime.stream import EditedChunk, StreamEditor
 
 STEADY = "steady"
 

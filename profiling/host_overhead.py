@@ -12,9 +12,10 @@ from liveedit.profiling.accounting import video_frames_per_chunk
 from liveedit.profiling.frames import moving_square
 from liveedit.profiling.records import Figure, distribution
 from liveedit.profiling.stage_timer import StageTimer
+from liveedit.runtime.graphs import choose_precision
 from liveedit.runtime.mask_cache import MaskCachePolicy
 from liveedit.runtime.null_backend import NullBackend
-from liveedit.runtime.stream import StreamEditor, choose_precision
+from liveedit.runtime.stream import StreamEditor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ import numpy as np
 from liveedit.bundle import read_manifest
 from liveedit.errors import UsageError
 from liveedit.profiling.pass_runner import PassRunner
+from liveedit.runtime.graphs import choose_precision
 from liveedit.runtime.onnx_backend import OnnxBackend
-from liveedit.runtime.stream import choose_precision
 
 
 @dataclass(frozen=True, kw_only=True)

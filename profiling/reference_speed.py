@@ -18,8 +18,8 @@ from liveedit.bundle import Manifest, read_manifest
 from liveedit.errors import UsageError
 from liveedit.profiling.pass_runner import PassRunner
 from liveedit.runtime.backend import Backend
+from liveedit.runtime.graphs import choose_precision
 from liveedit.runtime.onnx_backend import OnnxBackend
-from liveedit.runtime.stream import choose_precision
 
 ReferenceMode = Literal["eager", "compile"]
 

@@ -19,10 +19,11 @@ from liveedit.profiling.frames import moving_square
 from liveedit.profiling.memory import release_free_memory, rss_bytes
 from liveedit.profiling.records import Figure, distribution, single
 from liveedit.runtime.backend import Array, Backend, Binding, Engine, Frames
+from liveedit.runtime.graphs import choose_precision
 from liveedit.runtime.mask_cache import MaskCachePolicy
 from liveedit.runtime.null_backend import NullBackend
 from liveedit.runtime.onnx_backend import OnnxBackend
-from liveedit.runtime.stream import StreamEditor, choose_precision
+from liveedit.runtime.stream import StreamEditor
 
 MAX_RSS_GROWTH = 1 << 20  # bytes over the whole run
 MAX_LATENCY_RATIO = 1.05  # last quarter's median over the first's

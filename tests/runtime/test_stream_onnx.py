@@ -334,13 +334,13 @@ def test_a_latent_that_is_not_finite_stops_the_stream(tmp_path: Path) -> None:
 def test_finished_chunks_are_returned_before_a_failure_is_raised(tmp_path: Path) -> None:
     make_bundle(tmp_path, stream=stream_of())
 
-    class PoisonAtSecondPush(StreamEditor):
-        def _denoise(self, chunk: int) -> None:
-            if chunk == 1:
+    class PoisonAtSecondChunk(StreamEditor):
+        def _edit(self) -> EditedChunk:
+            if self.chunk == 1:
                 poison(self, np.inf)
-            super()._denoise(chunk)
+            return super()._edit()
 
-    with PoisonAtSecondPush.open(tmp_path, threads=1) as editor:
+    with PoisonAtSecondChunk.open(tmp_path, threads=1) as editor:
         editor.set_prompt(PROMPT)
         assert [c.index for c in editor.push(moving_clip(36))] == [0]
         with pytest.raises(StreamError, match="chunk 1"):

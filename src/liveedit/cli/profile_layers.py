@@ -19,8 +19,8 @@ from liveedit.profiling.onnx_flops import NodeFlops, count
 from liveedit.profiling.ort_profile import profile_pass
 from liveedit.profiling.plan_layers import plan_rows, plan_text, plan_times, read_layers
 from liveedit.profiling.records import new_record, single, write_record
+from liveedit.runtime.graphs import choose_precision
 from liveedit.runtime.shipped import shipped
-from liveedit.runtime.stream import choose_precision
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
