@@ -73,7 +73,7 @@ def kv_update(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
         update: [1, heads, K, head_dim].
         write_index: [1] int64, w with w + K <= M.
     """
-    rows = write_index + torch.arange(update.shape[2])
+    rows = write_index + torch.arange(update.shape[2], device=cache.device)
     return cache.index_copy(2, rows, update)
 
 
@@ -95,20 +95,21 @@ def kv_attention(q: Tensor, k: Tensor, v: Tensor, kv_length: Tensor) -> Tensor:
         [1, heads, K, head_dim].
     """
     n = int(kv_length)
-    return torch.nn.functional.scaled_dot_product_attention(q, k[:, :, :n], v[:, :, :n], scale=1.0)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k[:, :, :n], v[:, :, :n], scale=1.0)
+    return out.contiguous()  # compiled code relies on the layout that the fake states
 
 
 @kv_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, kv_length: Tensor) -> Tensor:
-    return torch.empty_like(q)
+    return q.new_empty(q.shape)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::rotary", mutates_args=())
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel pairs: x [1, heads, T, head_dim], cos and sin [1, T, head_dim / 2]."""
-    return apply_rope(x, cos, sin)
+    return apply_rope(x, cos, sin).contiguous()
 
 
 @rotary.register_fake
 def _(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
