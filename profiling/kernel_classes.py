@@ -27,7 +27,10 @@ _RULES: tuple[tuple[KernelClass, str], ...] = (
         "convolution",
         r"conv(?!ert)|fprop|dgrad|wgrad|winograd|implicit_?gemm|depthwise|nchwtonhwc_?conv",
     ),
-    ("gemm", r"gemm|gemv|matmul|cutlass|nvjet|xmma|cublas|mma_sync|splitk|s\d+16816"),
+    (
+        "gemm",
+        r"gemm|gemv|matmul|(^|[:_])(add|b)?mm\b|cutlass|nvjet|xmma|cublas|mma_sync|splitk|s\d+16816",
+    ),
     (
         "copy",
         r"memcpy|copy|reformat|permut|transpose|nhwcto|nchwto|shuffle|concat|slice|tensorscatter",

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from liveedit.bundle import Manifest, read_manifest
+from liveedit.bundle import read_manifest
+from liveedit.config import DiTConfig, StreamConfig
 from liveedit.errors import UsageError
 from liveedit.profiling.pass_runner import PassRunner
 from liveedit.runtime.backend import Backend
@@ -64,7 +65,7 @@ def measure(
     ours_backend: Backend = backend or OnnxBackend(threads=threads)
     try:
         runner = PassRunner(bundle, manifest, name, ours_backend)
-        reference = torch_pass(manifest, mode, threads=threads)
+        reference = torch_pass(manifest.model.dit, manifest.stream, mode, threads=threads)
         before = _median_ms(runner.run, rounds)
         middle = _median_ms(reference, rounds)
         after = _median_ms(runner.run, rounds)
@@ -80,14 +81,20 @@ def measure(
 
 
 def torch_pass(
-    manifest: Manifest,
+    config: DiTConfig,
+    stream: StreamConfig,
     mode: ReferenceMode,
     *,
+    kept: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Callable[[], None]:
-    """A function that runs one full pass of the reference and waits for it.
+    """A function that runs one pass of the reference in its steady state and waits for it.
+
+    Args:
+        kept: tokens that it computes in self-attention; None for all.
+        dtype: of the network and its caches, e.g. ``bfloat16``.
 
     Raises:
         UsageError: torch is not installed.
@@ -96,7 +103,7 @@ def torch_pass(
         import torch
 
         from liveedit.models.dit import CausalWanDiT
-        from liveedit.models.dit_step import DiTStep, StepState
+        from liveedit.models.dit_step import DiTStep, StepState, to_precision
     except ImportError as error:
         raise UsageError(
             f"the PyTorch reference needs torch ({error}). Install: pip install "
@@ -104,34 +111,39 @@ def torch_pass(
         ) from None
     if threads:
         torch.set_num_threads(threads)
-    stream, real = manifest.stream, getattr(torch, dtype)
+    real, c, length = getattr(torch, dtype), config, stream.block_seq_length
+    n = length if kept is None else kept
+    frames, h, w = stream.num_frame_per_block, stream.latent_height, stream.latent_width
     torch.manual_seed(0)
     with torch.device(device):
-        dit = CausalWanDiT(manifest.model.dit).to(real).eval()
+        dit = to_precision(CausalWanDiT(config), real).eval()
         state = StepState.zeros(dit, stream)
-        length, c = stream.block_seq_length, manifest.model.dit
-        frames, h, w = stream.num_frame_per_block, stream.latent_height, stream.latent_width
-        latent = (1, c.latent_channels, frames, h, w)
-        angles = torch.ones(1, length, c.head_dim // 2)
+        keep = torch.linspace(0, length - 1, n).round().int()
+        row = torch.full((length,), -1, dtype=torch.int32)
+        row[keep.long()] = torch.arange(n, dtype=torch.int32)
         text = [
             torch.randn(1, c.num_heads, c.text_len, c.head_dim, dtype=real)
             for _ in range(c.num_layers)
         ]
-        every = torch.arange(length, dtype=torch.int32)
+        latents = {
+            name: torch.randn(1, c.latent_channels, frames, h, w, dtype=real)
+            for name in ("noisy", "source", "noise")
+        }
+        scalars = {name: torch.ones(1) for name in ("timestep", "sigma", "sigma_next")}
         inputs: dict[str, Any] = {
-            **{n: torch.randn(latent, dtype=real) for n in ("noisy", "source", "noise")},
-            **{n: torch.ones(1) for n in ("timestep", "sigma", "sigma_next")},
-            "rope_cos": angles,
-            "rope_sin": angles * 0,
-            "keep_index": every,
-            "token_row": every.clone(),
+            **latents,
+            **scalars,
+            "rope_cos": torch.ones(1, length, c.head_dim // 2),
+            "rope_sin": torch.zeros(1, length, c.head_dim // 2),
+            "keep_index": keep,
+            "token_row": row,
             "write_index": torch.tensor([stream.kv_cache_length - length]),
-            "kv_length": torch.tensor([stream.kv_cache_length], dtype=torch.int32),
+            "kv_length": torch.tensor([stream.kv_cache_length - length + n], dtype=torch.int32),
             "cross_k": text,
             "cross_v": text,
-            "k_cache": [t.to(device) for t in state.k_cache],
-            "v_cache": [t.to(device) for t in state.v_cache],
-            "attn_store": [t.to(device) for t in state.attn_store],
+            "k_cache": state.k_cache,
+            "v_cache": state.v_cache,
+            "attn_store": state.attn_store,
         }
     step: Any = DiTStep(dit)
     if mode == "compile":
@@ -146,11 +158,16 @@ def torch_pass(
     return run
 
 
-def _median_ms(run: Callable[[], None], rounds: int) -> float:
+def times_ms(run: Callable[[], None], rounds: int) -> list[float]:
+    """Wall time of ``rounds`` calls after one that warms up."""
     run()
     times = []
     for _ in range(rounds):
         start = time.perf_counter_ns()
         run()
-        times.append(time.perf_counter_ns() - start)
-    return float(np.median(times)) / 1e6
+        times.append((time.perf_counter_ns() - start) / 1e6)
+    return times
+
+
+def _median_ms(run: Callable[[], None], rounds: int) -> float:
+    return float(np.median(times_ms(run, rounds)))

@@ -1,0 +1,344 @@
+"""The parts of `profiling/gpu_suite.sh`, each one record, in order of value.
+
+``python -m liveedit.profiling.gpu_parts list`` prints names and time limits; ``run PART`` runs one.
+``--dry-run`` takes toy sizes on the CPU, so that every part's control flow is tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from liveedit.config import (
+    LIVEEDIT_1_3B,
+    DiTConfig,
+    StreamConfig,
+    TAEHVConfig,
+    WanVAEConfig,
+    to_dict,
+)
+from liveedit.errors import LiveEditError, UsageError
+from liveedit.profiling.accounting import dit_pass, total_flops
+from liveedit.profiling.codec_accounting import (
+    codec_work,
+    taehv_decode,
+    taehv_encode,
+    wan_decode,
+    wan_encode,
+)
+from liveedit.profiling.kernel_classes import kernel_class
+from liveedit.profiling.records import (
+    Figure,
+    Record,
+    distribution,
+    new_record,
+    read_folder,
+    single,
+    write_record,
+)
+from liveedit.profiling.reference_speed import ReferenceMode, times_ms, torch_pass
+from liveedit.profiling.text_table import text_table
+
+Figures = dict[str, Figure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Sizes and device of a suite run."""
+
+    device: str
+    dtype: str
+    dit: DiTConfig
+    stream: StreamConfig
+    wan: WanVAEConfig
+    taehv: TAEHVConfig
+    rounds: int
+    bundle: Path | None
+
+    @property
+    def dry(self) -> bool:
+        return self.device == "cpu"
+
+
+def setting(*, dry_run: bool, bundle: Path | None) -> Setting:
+    """The official shape on the GPU, or a toy shape on the CPU."""
+    if not dry_run:
+        return Setting(
+            device="cuda",
+            dtype="bfloat16",
+            dit=LIVEEDIT_1_3B.dit,
+            stream=StreamConfig(local_attn_size=12, sink_size=3),
+            wan=WanVAEConfig(),
+            taehv=TAEHVConfig(),
+            rounds=20,
+            bundle=bundle,
+        )
+    return Setting(
+        device="cpu",
+        dtype="float32",
+        dit=DiTConfig(
+            dim=32, num_layers=2, num_heads=2, ffn_dim=48, freq_dim=16, text_dim=16, text_len=8
+        ),
+        stream=StreamConfig(
+            height_px=32, width_px=48, local_attn_size=12, sink_size=3, keep_bucket=4
+        ),
+        wan=WanVAEConfig(base_dim=4),
+        taehv=TAEHVConfig(encoder_width=4, decoder_widths=(8, 4, 4, 4)),
+        rounds=2,
+        bundle=bundle,
+    )
+
+
+def machine(s: Setting) -> Figures:
+    """What the card reaches on one large product and one large copy."""
+    import torch
+
+    size, mib = (512, 8) if s.dry else (8192, 1024)
+    real = getattr(torch, s.dtype)
+    a = torch.randn(size, size, device=s.device, dtype=real)
+    source = torch.empty(mib << 20, device=s.device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    product = _timed(s, lambda: torch.mm(a, a))
+    copy = _timed(s, lambda: target.copy_(source))
+    return {
+        "gemm_tflops": single(2 * size**3 / min(product) / 1e9, "TFLOP/s", "higher"),
+        "copy_gbps": single(2 * (mib << 20) / min(copy) / 1e6, "GB/s", "higher"),
+    }
+
+
+def kernels(s: Setting) -> Figures:
+    """Every kernel against its host twin, by the repository's own GPU tests."""
+    root = Path(__file__).resolve().parents[1]
+    tests = root / "tests/plugins/test_gpu.py"
+    if not tests.is_file():
+        raise UsageError(f"{tests} is missing; run the suite from a checkout")
+    extra = ["--collect-only"] if s.dry else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), *extra]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    print(done.stdout[-3000:])
+    if done.returncode:
+        raise LiveEditError(f"the kernel tests failed ({done.returncode}): {done.stdout[-400:]}")
+    return {"kernel_tests_failed": single(0, "test", "lower")}
+
+
+def reference(mode: ReferenceMode) -> Callable[[Setting], Figures]:
+    """Full passes of the PyTorch reference at windows 6, 12 and 21."""
+
+    def run(s: Setting) -> Figures:
+        out: Figures = {}
+        for window in (12, 21, 6):
+            stream = replace(s.stream, local_attn_size=window)
+            once = torch_pass(s.dit, stream, mode, device=s.device, dtype=s.dtype)
+            out |= _pass_figures(s, stream, f"w{window}", times_ms(once, s.rounds), None)
+        return out
+
+    return run
+
+
+def masks(s: Setting) -> Figures:
+    """Pruned passes of the eager reference at several keep ratios."""
+    out: Figures = {}
+    tokens = s.stream.block_seq_length
+    for keep in (0.1, 0.3, 0.5):
+        kept = max(1, round(keep * tokens))
+        once = torch_pass(s.dit, s.stream, "eager", kept=kept, device=s.device, dtype=s.dtype)
+        times = times_ms(once, s.rounds)
+        out |= _pass_figures(s, s.stream, f"keep{keep:g}", times, kept)
+    return out
+
+
+def codecs(s: Setting) -> Figures:
+    """One latent step of both codecs, eager."""
+    import torch
+
+    from liveedit.models.taehv import TAEHV
+    from liveedit.models.wan_vae import WanVAE
+
+    h, w = s.stream.height_px, s.stream.width_px
+    real = getattr(torch, s.dtype)
+    made: list[tuple[str, Any, tuple[Any, Any], tuple[bool, ...]]] = [
+        ("wan", WanVAE(s.wan), (wan_encode(s.wan, h, w), wan_decode(s.wan, h, w)), (False,)),
+        ("taehv", TAEHV(s.taehv), (taehv_encode(s.taehv, h, w), taehv_decode(s.taehv, h, w)), ()),
+    ]
+    out: Figures = {}
+    for name, codec, layers, first in made:
+        codec = codec.to(s.device, real).eval()
+        frames = torch.rand(1, 3, 4, h, w, device=s.device, dtype=real)
+        latent = torch.randn(1, 16, 1, h // 8, w // 8, device=s.device, dtype=real)
+        shapes = (codec.encode_cache_shapes(h, w), codec.decode_cache_shapes(h, w))
+        encode_caches, decode_caches = (
+            [torch.zeros(x, device=s.device, dtype=real) for x in part] for part in shapes
+        )
+        encode = _timed(s, partial(codec.encode_step, frames, encode_caches, *first))
+        decode = _timed(s, partial(codec.decode_step, latent, decode_caches, *first))
+        for direction, times, part in zip(
+            ("encode", "decode"), (encode, decode), layers, strict=True
+        ):
+            key = f"{name}_{direction}"
+            flops = total_flops(codec_work(part))
+            out[f"{key}_ms_per_latent"] = distribution(times, "ms", "lower")
+            rate = flops / out[f"{key}_ms_per_latent"].value / 1e9
+            out[f"{key}_tflops"] = single(rate, "TFLOP/s", "higher")
+    return out
+
+
+def kernel_times(s: Setting) -> Figures:
+    """Device time of an eager full pass per kernel class, from torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    once = torch_pass(s.dit, s.stream, "eager", device=s.device, dtype=s.dtype)
+    once()
+    activities = [ProfilerActivity.CPU] if s.dry else [ProfilerActivity.CUDA]
+    with profile(activities=activities) as profiler:
+        once()
+    totals: dict[str, float] = {}
+    for event in profiler.key_averages():
+        ms = float(event.self_cpu_time_total if s.dry else event.self_device_time_total) / 1e3
+        kind = kernel_class(event.key)
+        totals[kind] = totals.get(kind, 0.0) + ms
+    return {f"ms.{k}": single(ms, "ms", "lower") for k, ms in totals.items() if ms > 0}
+
+
+def backends(s: Setting) -> Figures:
+    """Every backend that loads, end to end on the given bundle; parity with ONNX Runtime's CPU."""
+    import numpy as np
+
+    from liveedit.profiling.bench_case import Case, run_case
+    from liveedit.profiling.frames import moving_square
+    from liveedit.runtime.mask_cache import MaskCachePolicy
+    from liveedit.runtime.stream import BACKENDS, StreamEditor
+
+    if s.bundle is None:
+        raise UsageError("no bundle was given; add one: gpu_suite.sh OUT BUNDLE")
+    chunks = 2 if s.dry else 30
+    out: Figures = {}
+    expected: Any = None
+    for name in ("onnxruntime", *(b for b in BACKENDS if b not in ("onnxruntime", "null"))):
+        try:
+            result = run_case(
+                Case(bundle=s.bundle, backend=name, chunks=chunks, warmup=1 if s.dry else None)
+            )
+            with StreamEditor.open(
+                s.bundle, backend=name, mask_cache=MaskCachePolicy(mode="off")
+            ) as editor:
+                editor.set_prompt("a")
+                source = moving_square(24, editor.height_px, editor.width_px)
+                frames = np.concatenate([c.frames for c in editor.push(source)])
+        except LiveEditError as error:
+            print(f"{name}: {error}")
+            continue
+        out[f"{name}.fps"] = single(result.fps, "frame/s", "higher")
+        out[f"{name}.chunk_ms"] = distribution([c.ms for c in result.chunks], "ms", "lower")
+        if expected is None:
+            expected = frames.astype(np.int16)
+        difference = float(np.abs(frames.astype(np.int16) - expected).max())
+        out[f"{name}.largest_difference"] = single(difference, "of 255", "lower")
+    return out
+
+
+@dataclass(frozen=True)
+class Part:
+    run: Callable[[Setting], Figures]
+    limit_s: int
+
+
+PARTS: dict[str, Part] = {
+    "machine": Part(machine, 120),
+    "kernels": Part(kernels, 240),
+    "reference-eager": Part(reference("eager"), 240),
+    "backends": Part(backends, 400),
+    "codecs": Part(codecs, 240),
+    "masks": Part(masks, 180),
+    "kernel-times": Part(kernel_times, 120),
+    "reference-compile": Part(reference("compile"), 500),
+}
+
+
+def _timed(s: Setting, call: Callable[[], Any]) -> list[float]:
+    import torch
+
+    def once() -> None:
+        with torch.inference_mode():
+            call()
+        if s.device != "cpu":
+            torch.cuda.synchronize()
+
+    return times_ms(once, s.rounds)
+
+
+def _pass_figures(
+    s: Setting, stream: StreamConfig, label: str, times: list[float], kept: int | None
+) -> Figures:
+    work = dit_pass(s.dit, tokens=stream.block_seq_length, keys=stream.kv_cache_length, kept=kept)
+    ms = distribution(times, "ms", "lower")
+    return {
+        f"{label}.pass_ms": ms,
+        f"{label}.tflops": single(total_flops(work) / ms.value / 1e9, "TFLOP/s", "higher"),
+    }
+
+
+def run_part(name: str, s: Setting, command: str) -> Record:
+    """Run one part. Raises what the part raises."""
+    figures = PARTS[name].run(s)
+    if s.device != "cpu":
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        figures["memory_peak"] = single(peak, "GB", "lower")
+    configuration: dict[str, Any] = {
+        "dry_run": s.dry,
+        "dtype": s.dtype,
+        "dit": to_dict(s.dit),
+        "stream": to_dict(s.stream),
+        "bundle": s.bundle.name if s.bundle else "",
+    }
+    notes = ("toy sizes on the CPU: figures mean nothing",) if s.dry else ()
+    return new_record("gpu", name, command, configuration, figures, notes=notes)
+
+
+def summary(out: Path) -> str:
+    """Every figure of the records in a folder as one table."""
+    rows = [
+        (r.part, name, f"{f.value:.4g}", f"{f.p99:.4g}" if f.p99 is not None else "", f.unit)
+        for r in read_folder(out)
+        for name, f in r.figures.items()
+    ]
+    return text_table(("part", "figure", "value", "p99", "unit"), rows, left=(0, 1, 4))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="gpu_parts", description=__doc__)
+    parser.add_argument("action", choices=("list", "run", "summary"))
+    parser.add_argument("part", nargs="?", choices=sorted(PARTS))
+    parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args(argv)
+    if options.action == "list":
+        print("\n".join(f"{name} {part.limit_s}" for name, part in PARTS.items()))
+        return 0
+    try:
+        if options.action == "summary":
+            print(summary(options.out))
+            return 0
+        if options.part is None:
+            raise UsageError(f"run needs a part: {', '.join(PARTS)}")
+        s = setting(dry_run=options.dry_run, bundle=options.bundle)
+        command = shlex.join(["profiling/gpu_suite.sh", str(options.out), options.part])
+        record = run_part(options.part, s, command)
+        write_record(options.out / f"{options.part}.json", record)
+    except LiveEditError as error:
+        print(f"{options.part}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

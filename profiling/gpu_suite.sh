@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# One command for a bare machine with an NVIDIA GPU and this repository. No network is used.
+#
+#   profiling/gpu_suite.sh OUT [BUNDLE] [--dry-run] [--wheels DIR]
+#
+# Parts are independent, bounded in time and ordered by value; each leaves OUT/PART.json (a record)
+# or OUT/PART.failed.txt, and OUT/summary.txt comes last. With --wheels, packages are installed from
+# DIR into OUT/venv, on top of what the machine's python3 already has. --dry-run runs every part at
+# toy size on the CPU.
+set -uo pipefail
+
+repository=$(cd "$(dirname "$0")/.." && pwd)
+out='' bundle='' dry='' wheels=''
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --dry-run) dry=--dry-run ;;
+        --wheels) wheels=${2:?--wheels needs a folder}; shift ;;
+        -*) echo "unknown option $1; see the head of $0" >&2; exit 2 ;;
+        *) if [ -z "$out" ]; then out=$1; else bundle=$1; fi ;;
+    esac
+    shift
+done
+if [ -z "$out" ]; then
+    echo "usage: $0 OUT [BUNDLE] [--dry-run] [--wheels DIR]" >&2
+    exit 2
+fi
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+
+python=${PYTHON:-python3}
+if [ -n "$wheels" ]; then
+    "$python" -m venv --system-site-packages "$out/venv" || exit 1
+    python=$out/venv/bin/python
+    # Wheel by wheel: one that does not fit this machine must not cost the others.
+    for wheel in "$wheels"/*.whl; do
+        "$python" -m pip install --quiet --no-index --no-deps "$wheel" \
+            || echo "not installed: $(basename "$wheel")"
+    done
+fi
+export PYTHONPATH="$repository/src${PYTHONPATH:+:$PYTHONPATH}"
+cd "$repository" || exit 1
+
+if [ -z "$dry" ]; then
+    nvidia-smi > "$out/nvidia-smi.txt" 2>&1 || { echo "no NVIDIA driver here; try --dry-run" >&2; exit 1; }
+    export LIVEEDIT_REQUIRE_GPU=1
+    if command -v cmake > /dev/null && command -v nvcc > /dev/null; then
+        (cmake -S . -B "$out/build" -DCMAKE_BUILD_TYPE=Release \
+            && cmake --build "$out/build" -j"$(nproc)" \
+            && cmake --install "$out/build" --prefix "$repository/src") > "$out/build.txt" 2>&1 \
+            || echo "kernels were not built; see $out/build.txt"
+    fi
+fi
+
+failed=0
+while read -r part limit; do
+    echo "== $part (at most $limit s)"
+    arguments=(run "$part" --out "$out")
+    [ -n "$bundle" ] && arguments+=(--bundle "$bundle")
+    [ -n "$dry" ] && arguments+=("$dry")
+    begin=$SECONDS
+    if timeout --kill-after=10 "$limit" "$python" -m liveedit.profiling.gpu_parts \
+        "${arguments[@]}" > "$out/$part.txt" 2>&1; then
+        echo "   done in $((SECONDS - begin)) s"
+    else
+        status=$?
+        { echo "exit status $status after $((SECONDS - begin)) s"; tail -n 20 "$out/$part.txt"; } \
+            > "$out/$part.failed.txt"
+        echo "   FAILED with status $status; see $part.failed.txt"
+        failed=$((failed + 1))
+    fi
+done < <("$python" -m liveedit.profiling.gpu_parts list)
+
+"$python" -m liveedit.profiling.gpu_parts summary --out "$out" | tee "$out/summary.txt"
+echo "$failed parts failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,82 @@
+"""The GPU suite's control flow at toy size on the CPU."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from liveedit.profiling.gpu_parts import PARTS, main, run_part, setting
+from liveedit.profiling.records import read_record
+
+SUITE = Path(__file__).parents[2] / "profiling/gpu_suite.sh"
+
+
+def suite(*args: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHON": sys.executable, **extra}
+    return subprocess.run([str(SUITE), *args], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["machine", "masks", "codecs", "kernel-times"])
+def test_parts_at_toy_size(name: str) -> None:
+    record = run_part(name, setting(dry_run=True, bundle=None), "x")
+    assert record.kind == "gpu"
+    assert record.figures
+    assert "mean nothing" in record.notes[0]
+
+
+def test_every_backend_is_held_against_the_cpu(micro_bundle: Path) -> None:
+    figures = run_part("backends", setting(dry_run=True, bundle=micro_bundle), "x").figures
+    assert figures["onnxruntime.largest_difference"].value == 0
+
+
+def test_official_shape_is_what_the_gpu_gets() -> None:
+    s = setting(dry_run=False, bundle=None)
+    assert (s.dit.dim, s.stream.local_attn_size, s.device) == (1536, 12, "cuda")
+
+
+def test_list_and_bad_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(PARTS)
+    assert sum(int(line.split()[1]) for line in lines) <= 45 * 60
+    assert main(["run", "backends", "--dry-run", "--out", str(tmp_path)]) == 2
+    assert "no bundle was given" in capsys.readouterr().err
+    assert suite().returncode == 2
+    assert suite("--colour", "red").returncode == 2
+
+
+@pytest.mark.slow
+def test_dry_run(micro_bundle: Path, tmp_path: Path) -> None:
+    done = suite(str(tmp_path / "out"), str(micro_bundle), "--dry-run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 parts failed" in done.stdout
+    for name in PARTS:
+        assert read_record(tmp_path / "out" / f"{name}.json").part == name
+    assert re.search(r"reference-eager +w12\.pass_ms", done.stdout)
+
+
+def test_a_failing_part_does_not_stop_the_others(tmp_path: Path) -> None:
+    # A python that fails in one part and is quick in the others.
+    program = tmp_path / "python"
+    program.write_text(
+        f"""#!/usr/bin/env bash
+case "$*" in
+    *list*) echo "good 9"; echo "bad 9"; echo "late 1"; echo "last 9" ;;
+    *" bad "*) echo "it broke" >&2; exit 3 ;;
+    *" late "*) exec sleep 30 ;;
+    *summary*) echo "the table" ;;
+    *) touch "{tmp_path}/$4.ran" ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    done = suite(str(tmp_path / "out"), "--dry-run", PYTHON=str(program))
+    assert done.returncode == 1
+    assert "2 parts failed" in done.stdout
+    assert done.stdout.index("the table") > done.stdout.index("last")
+    assert (tmp_path / "last.ran").is_file()
+    assert "it broke" in (tmp_path / "out/bad.failed.txt").read_text()
+    assert "exit status 124" in (tmp_path / "out/late.failed.txt").read_text()
