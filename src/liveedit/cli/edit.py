@@ -9,6 +9,7 @@ from pathlib import Path
 
 from liveedit.cli.progress import Progress
 from liveedit.errors import LiveEditError, UsageError, VideoError
+from liveedit.profiling import nvtx_ranges
 from liveedit.runtime.composite import SoftMask
 from liveedit.runtime.edit_clip import ClipEdit
 from liveedit.runtime.fit import FIT_POLICIES, Fit, FitPolicy, Size
@@ -102,6 +103,7 @@ class EditorOptions:
             threads=self.threads,
             seed=self.seed,
             mask_cache=self.mask_cache,
+            tracer=nvtx_ranges.tracer(),
         )
 
 
