@@ -85,7 +85,7 @@ def _device_lanes(
     for s in sorted(streams):
         if on_gpu and (spans := _projected(trace, s, labels, names)):
             lanes.append(_lane(f"stages on {s}", "ranges", spans))
-        name = f"CUDA stream {s}" if on_gpu else "operators"
+        name = f"CUDA stream {s}" if on_gpu else "work"
         lanes.append(_lane(name, "device", streams[s]))
     return lanes
 
@@ -143,6 +143,9 @@ def _middle_chunk(trace: Trace) -> list[float] | None:
 
 
 def _cards(report: Report) -> list[tuple[str, str]]:
+    if not report.device:
+        per_chunk = ("per chunk", f"{report.chunk_ms:.2f} ms")
+        return [("chunks", str(report.chunks)), per_chunk]
     cards = [
         ("chunks", str(report.chunks)),
         ("per chunk", f"{report.chunk_ms:.2f} ms"),

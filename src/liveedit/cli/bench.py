@@ -18,6 +18,8 @@ from liveedit.config import to_dict
 from liveedit.errors import UsageError
 from liveedit.profiling import bench_report, host_overhead, pass_speed, reference_speed
 from liveedit.profiling.bench_case import Case, CaseResult, run_case, to_record
+from liveedit.profiling.host_trace import host_trace
+from liveedit.profiling.nsys_report import analyse
 from liveedit.profiling.records import (
     Figure,
     Record,
@@ -26,6 +28,7 @@ from liveedit.profiling.records import (
     single,
     write_record,
 )
+from liveedit.profiling.timeline import page
 from liveedit.runtime.shipped import shipped
 from liveedit.runtime.stream import BACKENDS
 
@@ -180,6 +183,8 @@ def _write(out: Path, results: list[CaseResult], records: list[Record], *, plots
     for record in records:
         write_record(out / f"{record.part}.json", record)
     write_atomic(out / "bench.md", bench_report.markdown_report(records).encode())
+    trace = host_trace(results[0].spans, records[0].part)
+    write_atomic(out / "timeline.html", page(trace, analyse(trace)).encode())
     if plots:
         from liveedit.profiling import plots as draw
 
