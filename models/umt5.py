@@ -33,7 +33,8 @@ class UMT5Encoder(nn.Module):
         """
         mask = attention_mask.bool()
         offsets = self._offsets(input_ids)
-        x = self.token_embedding(input_ids)  # [B, T, dim]
+        # Float32 between the layers whatever the weights are: sums outgrow float16.
+        x = self.token_embedding(input_ids).float()  # [B, T, dim]
         for block in self.blocks:
             x = block(x, mask, offsets)
         return torch.where(mask.unsqueeze(-1), self.norm(x), 0.0)
@@ -134,6 +135,8 @@ class _Attention(nn.Module):
 
 
 class _GatedFFN(nn.Module):
+    """Float32 out. In float16 it computes a 64th, exactly: its sums may pass 65504."""
+
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.gate = nn.Sequential(_linear(config.dim, config.ffn_dim), nn.GELU("tanh"))
@@ -141,8 +144,11 @@ class _GatedFFN(nn.Module):
         self.fc2 = _linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float16:
+            small: Tensor = self.fc2(self.fc1(x) / 64 * self.gate(x))
+            return small.float() * 64
         out: Tensor = self.fc2(self.fc1(x) * self.gate(x))
-        return out
+        return out.float()
 
 
 class _RMSNorm(nn.Module):
