@@ -17,12 +17,14 @@ from liveedit.profiling import nvtx_ranges
 from liveedit.profiling.accounting import dit_pass, total_flops, video_frames_per_chunk
 from liveedit.profiling.codec_accounting import codec_layers, codec_work
 from liveedit.profiling.frames import clip_frames, moving_square
-from liveedit.profiling.memory import predict, release_free_memory, rss_bytes, status_bytes
+from liveedit.profiling.memory import release_free_memory, rss_bytes, status_bytes
+from liveedit.profiling.prompting import give_prompt
 from liveedit.profiling.records import Figure, Record, distribution, new_record, single
 from liveedit.profiling.stage_timer import Span, StageTimer, TeeTracer, stage_ms
 from liveedit.runtime.backend import Frames
 from liveedit.runtime.graphs import choose_precision
 from liveedit.runtime.mask_cache import MaskCachePolicy, Mode
+from liveedit.runtime.memory_budget import memory_budget
 from liveedit.runtime.stream import EditedChunk, StreamEditor
 
 STEADY = "steady"
@@ -134,7 +136,7 @@ def run_case(case: Case) -> CaseResult:
     with editor, tracer.range("stream", backend=case.backend):
         opened = time.perf_counter()
         rss_open = rss_bytes()
-        editor.set_prompt(case.prompt)
+        give_prompt(editor, case.prompt, precision)
         prompted = time.perf_counter()
         pushed = _push_first(editor, source)
         first_ms = (time.perf_counter() - prompted) * 1e3
@@ -259,7 +261,7 @@ def figures(result: CaseResult) -> dict[str, Figure]:
     host = [c.ms - sum(c.stages.values()) for c in chunks]
     out["stage_ms.other"] = distribution(host, "ms", "lower")
     dit = [c.flops / ms / 1e6 for c, ms in zip(chunks, passes, strict=True)]
-    predicted = predict(result.case.bundle, result.manifest, result.precision)
+    budget = memory_budget(result.manifest, result.precision)
     out |= {
         "dit_gflop_per_chunk": single(float(np.mean([c.flops for c in chunks])) / 1e9, "GFLOP"),
         "dit_gflop_per_s": distribution(dit, "GFLOP/s", "higher"),
@@ -269,8 +271,8 @@ def figures(result: CaseResult) -> dict[str, Figure]:
         "first_chunk_frames": single(result.first_chunk_frames, "frame"),
         "open_ms": single(result.open_ms, "ms", "lower"),
         "prompt_ms": single(result.prompt_ms, "ms", "lower"),
-        "memory_predicted_buffers": single(predicted.buffers_bytes / 1e6, "MB"),
-        "memory_predicted_weights": single(predicted.weights_bytes / 1e6, "MB"),
+        "memory_predicted_buffers": single((sum(budget.values()) - budget["weights"]) / 1e6, "MB"),
+        "memory_predicted_weights": single(budget["weights"] / 1e6, "MB"),
         "memory_measured_open": single((result.rss_open - result.rss_before) / 1e6, "MB"),
         "memory_measured_steady": single((result.rss_steady - result.rss_before) / 1e6, "MB"),
         "memory_peak_process": single(result.peak / 1e6, "MB"),

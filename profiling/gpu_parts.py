@@ -212,6 +212,7 @@ def backends(s: Setting) -> Figures:
 
     from liveedit.profiling.bench_case import Case, run_case
     from liveedit.profiling.frames import moving_square
+    from liveedit.profiling.prompting import give_prompt
     from liveedit.runtime.mask_cache import MaskCachePolicy
     from liveedit.runtime.stream import BACKENDS, StreamEditor
 
@@ -228,7 +229,7 @@ def backends(s: Setting) -> Figures:
             with StreamEditor.open(
                 s.bundle, backend=name, mask_cache=MaskCachePolicy(mode="off")
             ) as editor:
-                editor.set_prompt("a")
+                give_prompt(editor, "a", result.precision)
                 source = moving_square(24, editor.height_px, editor.width_px)
                 frames = np.concatenate([c.frames for c in editor.push(source)])
         except LiveEditError as error:

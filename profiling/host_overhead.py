@@ -10,6 +10,7 @@ from pathlib import Path
 from liveedit.bundle import read_manifest
 from liveedit.profiling.accounting import video_frames_per_chunk
 from liveedit.profiling.frames import moving_square
+from liveedit.profiling.prompting import give_prompt
 from liveedit.profiling.records import Figure, distribution
 from liveedit.profiling.stage_timer import StageTimer
 from liveedit.runtime.graphs import choose_precision
@@ -32,9 +33,10 @@ class HostOverhead:
 def measure(
     bundle: Path, policy: MaskCachePolicy, *, precision: str | None = None, chunks: int = 60
 ) -> HostOverhead:
-    """Run ``chunks`` steady-state chunks without an engine. The prompt needs no text encoder."""
+    """Run ``chunks`` steady-state chunks without an engine."""
     manifest = read_manifest(bundle)
     stream = manifest.stream
+    name = choose_precision(bundle, manifest, precision)
     backend = NullBackend()
     timer = StageTimer()
     per_chunk = video_frames_per_chunk(stream)
@@ -45,11 +47,11 @@ def measure(
         bundle,
         manifest,
         backend,
-        precision=choose_precision(bundle, manifest, precision),
+        precision=name,
         mask_cache=policy,
         tracer=timer,
     ) as editor:
-        editor.set_prompt("a")
+        give_prompt(editor, "a", name)
         for i in range(warmup + chunks):
             timer.take()
             before = Counter(backend.counts)

@@ -17,6 +17,7 @@ from liveedit.errors import UsageError
 from liveedit.profiling.accounting import video_frames_per_chunk
 from liveedit.profiling.frames import moving_square
 from liveedit.profiling.memory import release_free_memory, rss_bytes
+from liveedit.profiling.prompting import give_prompt
 from liveedit.profiling.records import Figure, distribution, single
 from liveedit.runtime.backend import Array, Backend, Binding, Engine, Frames
 from liveedit.runtime.graphs import choose_precision
@@ -170,6 +171,7 @@ def soak(
     if backend not in ("onnxruntime", "null"):
         raise UsageError(f"soak counts calls on onnxruntime and null, not {backend!r}")
     manifest = read_manifest(bundle)
+    name = choose_precision(bundle, manifest, precision)
     stream = manifest.stream
     counting = CountingBackend(NullBackend() if backend == "null" else OnnxBackend(threads=threads))
     per_chunk = video_frames_per_chunk(stream)
@@ -183,11 +185,11 @@ def soak(
         bundle,
         manifest,
         counting,
-        precision=choose_precision(bundle, manifest, precision),
+        precision=name,
         mask_cache=policy or MaskCachePolicy(),
         on_non_finite="last-good",
     ) as editor:
-        editor.set_prompt("a")
+        give_prompt(editor, "a", name)
         for _ in range(warmup):
             editor.push(frames)
         # Without this a leak would first fill memory that the warm-up has freed.
