@@ -144,8 +144,8 @@ def roofline(
     axis.annotate(
         f"{bandwidth_gbps:.1f} GB/s",
         (x[0], bandwidth_gbps * x[0]),
-        ha="left",
-        va="bottom",
+        xytext=(14, 0),
+        textcoords="offset points",
         color=_GREY,
     )
     for color, (name, intensity, rate) in zip(
@@ -154,6 +154,9 @@ def roofline(
         axis.scatter([intensity], [rate], color=color, s=42, zorder=3, label=name)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_formatter("{x:g}")
+        scale.set_minor_formatter("")
     axis.set_xlabel("FLOP per byte (compulsory traffic)")
     axis.set_ylabel("GFLOP/s")
     axis.set_title(title)

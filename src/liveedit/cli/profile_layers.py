@@ -131,6 +131,7 @@ def _report(
         shlex.join(["liveedit", *sys.argv[1:]]),
         _configuration(options, manifest, precision, where),
         figures,
+        notes=[f"bundle {k}: {v}" for k, v in sorted(manifest.notes.items())],
     )
     if options.out:
         write_record(options.out, record)
