@@ -15,10 +15,12 @@ from engine_bundles import write_bundle
 from engine_graphs import step_model
 
 from liveedit.bundle import read_manifest, write_manifest
+from liveedit.cli import main
 from liveedit.engines import builder, child, flavour
 from liveedit.engines.builder import BuildPlan, build_bundle, token_counts
 from liveedit.engines.plan import read_sets
 from liveedit.errors import BackendError, BundleError, LiveEditError, UsageError
+from liveedit.profiling.records import read_record
 
 pytestmark = pytest.mark.builder
 pytest.importorskip("tensorrt_rtx")
@@ -175,6 +177,22 @@ def test_a_stopped_build_leaves_nothing_under_the_final_name(bundle: Path, numbe
     assert read_manifest(bundle).plans == {}
     result, _ = build(bundle)
     assert leftovers(bundle) == [".lock", result.key]
+
+
+def test_a_record_of_each_build_is_written(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["build", str(bundle), "--flavour", "tensorrt-rtx", "--target", "sm89"]
+    assert main([*arguments, "--record", str(tmp_path / "records")]) == 0
+    (path,) = (tmp_path / "records").iterdir()
+    assert str(path) in capsys.readouterr().out
+    record = read_record(path)
+    assert (record.kind, record.part) == ("build", "dit_step")
+    assert record.configuration["token_counts"] == [96, 40, 32]
+    assert record.figures["peak_rss"].value > 10**8
+    assert record.figures["gate_findings"].value == 0
+    assert main([*arguments, "--record", str(tmp_path / "again")]) == 0
+    assert not (tmp_path / "again").exists()
 
 
 def test_two_builds_at_once_are_refused(bundle: Path) -> None:

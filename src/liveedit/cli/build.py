@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 
@@ -40,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weight-streaming",
         action="store_true",
         help="let weights stay in host memory; the plan cannot be captured in CUDA graphs",
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="write times and memory of each graph built here"
     )
     parser.add_argument("--workspace-gib", type=float, help="limit of scratch memory per layer")
     parser.add_argument("--optimization-level", type=int, metavar="0-5")
@@ -79,6 +84,13 @@ def run(options: argparse.Namespace) -> int:
             optimization_level=options.optimization_level,
         ),
     )
+    if options.record:
+        from liveedit.profiling.build_record import build_records, write_build_records
+
+        command = shlex.join(["liveedit", *sys.argv[1:]])
+        records = build_records(options.bundle, result.key, result.built, command)
+        for path in write_build_records(options.record, records):
+            print(path)
     print(
         f"plans {result.key}: {len(result.built)} built, {len(result.reused)} already there, in "
         f"{options.bundle / 'engines' / result.key}"
