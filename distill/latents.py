@@ -38,7 +38,7 @@ class LatentScene:
 
 def to_tensor(frames: NDArray[np.uint8]) -> Tensor:
     """[T, H, W, 3] uint8 -> [1, 3, T, H, W] float32 in [0, 1]."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 255.0
+    return torch.tensor(frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 255.0
 
 
 def latent_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

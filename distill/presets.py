@@ -20,7 +20,7 @@ class PhaseConfig:
     batch_size: int
     crop_columns: int = 0  # latent columns kept around the edit; 0 keeps all
     on_policy: float = 0.0  # share of samples noised from the model's own estimate
-    lr_end: float | None = None  # linear from the base rate to this one; None keeps the base rate
+    lr_end: float | None = None  # rate at the end, reached linearly; None keeps the rate
 
     def __post_init__(self) -> None:
         if min(self.steps, self.num_latent_frames, self.batch_size) < 1:
@@ -68,13 +68,13 @@ class TrainConfig:
     def total_steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
-    def phase_at(self, step: int) -> tuple[PhaseConfig, int]:
-        """The phase of a step and the step's number within it."""
+    def phase_at(self, step: int) -> PhaseConfig:
+        """The phase that a step belongs to; past the end, the last one."""
         for phase in self.phases:
             if step < phase.steps:
-                return phase, step
+                return phase
             step -= phase.steps
-        return self.phases[-1], self.phases[-1].steps
+        return self.phases[-1]
 
 
 # About the square root of the pixel energy that a unit of each latent channel of the default codec

@@ -151,11 +151,14 @@ class Trainer:
             ) from None
 
     def learning_rate(self) -> float:
-        """Linear warm-up over the run, linear descent within a phase that names its end."""
-        phase, inside = self.config.phase_at(self.step)
-        rate = self.config.lr
-        if phase.lr_end is not None:
-            rate += (phase.lr_end - rate) * min(inside / phase.steps, 1.0)
+        """Warm-up, then each phase goes linearly from where the last one ended to its own end."""
+        rate, step = self.config.lr, self.step
+        for phase in self.config.phases:
+            end = rate if phase.lr_end is None else phase.lr_end
+            if step < phase.steps:
+                rate += (end - rate) * step / phase.steps
+                break
+            rate, step = end, step - phase.steps
         return rate * min(1.0, (self.step + 1) / self.config.warmup_steps)
 
     def train_step(self, scenes: list[LatentScene]) -> dict[str, float]:
@@ -165,7 +168,7 @@ class Trainer:
             LiveEditError: the loss is not finite; the last save is intact.
         """
         config = self.config
-        phase, _ = config.phase_at(self.step)
+        phase = config.phase_at(self.step)
         block = self.stream.num_frame_per_block
         batch = draw_batch(scenes, self.numpy_rng, config, phase, block)
         batch = batch.share(self.rank, self.world)

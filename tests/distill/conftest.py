@@ -44,7 +44,7 @@ def _moving_square(seed: int) -> Scene:
     mask[:, top : top + 16, left : left + 16] = 255
     source[mask > 0] = (220, 30, 30)
     target = source.copy()
-    target[mask > 0] = (30, 30, 220)
+    target[mask > 0] = (44, 108, 219)
     edit = Edit(
         instruction="make the red square blue",
         kind="recolour",
