@@ -38,6 +38,8 @@ if [ -n "$wheels" ]; then
     done
 fi
 export PYTHONPATH="$repository/src${PYTHONPATH:+:$PYTHONPATH}"
+# A cache of another run may hold code compiled from another version of the network.
+export TORCHINDUCTOR_CACHE_DIR="$out/inductor"
 cd "$repository" || exit 1
 
 if [ -z "$dry" ]; then
