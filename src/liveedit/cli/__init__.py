@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "build": "TensorRT plans of a bundle",
     "train": "one training stage of an editor",
     "export": "checkpoints to a bundle of ONNX graphs",
+    "quantize": "INT8 or FP8 graphs in a bundle",
     "profile": "rooflines, traces and layer tables",
     "bench": "frames per second that say what they include; soak",
 }

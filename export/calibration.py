@@ -1,0 +1,291 @@
+"""Ranges of the tensors that linears read, taken while the real stream edits real clips.
+
+Two further outputs per tensor are computed inside the graph, so memory does not grow with the
+number of tokens: the largest magnitude of each channel, and a few rows drawn anew in every pass.
+Both are summed up on the host over all passes, chunks, clips and prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from liveedit.bundle import Manifest, TensorSpec, write_atomic
+from liveedit.config import StreamConfig, from_dict, to_dict
+from liveedit.errors import BundleError, UsageError
+from liveedit.export.graph_trial import STEP, Clip, Trial, load_step
+from liveedit.export.linears import linears
+from liveedit.export.quantize import sites
+from liveedit.schedule import denoising_steps
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+DRAW = "calibration_draw"
+ROWS_PER_PASS = 8
+MAX_ROWS = 1024  # kept per tensor
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """``amax`` [C]: largest magnitude per channel. ``rows`` [n, C]: a sample of tokens."""
+
+    amax: Array
+    rows: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What statistics were taken from. They are good for this graph alone."""
+
+    version: int = VERSION
+    precision: str
+    stream: StreamConfig
+    graph: dict[str, str]  # file -> sha256 of the step graph and its weights
+    clips: dict[str, str]  # name -> sha256 of frames and prompt
+    mask_cache: tuple[str, ...]
+    passes: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    origin: Origin
+    tensors: dict[str, TensorRange] = field(repr=False)
+
+
+def step_files(manifest: Manifest, precision: str) -> dict[str, str]:
+    """The files that decide what `dit_step` computes, with their hashes."""
+    file = manifest.graphs[precision][STEP].file
+    weights = str(Path(file).parent / "dit.weights")
+    return {f: manifest.files[f].sha256 for f in (file, weights) if f in manifest.files}
+
+
+def window_frames(manifest: Manifest) -> int:
+    """Frames that fill the attention window and one chunk more."""
+    latents = manifest.stream.local_attn_size + manifest.stream.num_frame_per_block
+    return latents * manifest.codec.encode_next_frames
+
+
+def check_clips(clips: Sequence[Clip], manifest: Manifest) -> None:
+    """
+    Raises:
+        UsageError: none, none that passes the attention window, or another size.
+    """
+    if not clips:
+        raise UsageError("the calibration set is empty; give at least one clip with a prompt")
+    size = (manifest.stream.height_px, manifest.stream.width_px, 3)
+    for clip in clips:
+        if clip.frames.shape[1:] != size:
+            raise UsageError(
+                f"calibration clip {clip.name} has frames {list(clip.frames.shape[1:])}; this "
+                f"bundle edits {list(size)}. Give clips of its size."
+            )
+    longest, needed = max(len(c.frames) for c in clips), window_frames(manifest)
+    if longest < needed:
+        raise UsageError(
+            f"the calibration set is too small: its longest clip has {longest} frames, and the "
+            f"attention window is full only after {needed}. Give a longer clip."
+        )
+
+
+def probe(model: ir.Model, tensors: Iterable[str]) -> tuple[TensorSpec, ...]:
+    """Add the outputs ``amax:<tensor>`` and ``rows:<tensor>`` to a graph, in place.
+
+    The graph gets one input, ``calibration_draw`` float32 [rows] in [0, 1).
+
+    Returns:
+        The new outputs.
+    """
+    graph = model.graph
+    draw = ir.Value(
+        name=DRAW, shape=ir.Shape([ROWS_PER_PASS]), type=ir.TensorType(ir.DataType.FLOAT)
+    )
+    graph.inputs.append(draw)
+    axes = ir.tensor(np.array([0, 1]), name=f"{DRAW}.axes")
+    axes_value = ir.Value(
+        name=axes.name, shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.INT64), const_value=axes
+    )
+    graph.initializers[axes_value.name or ""] = axes_value
+    values = {v.name: v for n in graph for v in n.inputs if v is not None}
+    out = []
+    for tensor in tensors:
+        x = values[tensor]
+        assert x.shape is not None
+        channels = int(x.shape[-1])  # type: ignore[arg-type]  # static in every exported graph
+
+        def node(op: str, *inputs: ir.Value, tensor: str = tensor, **attributes: Any) -> ir.Value:
+            name = f"{tensor}/probe_{op}_{len(graph)}"
+            made = ir.node(op, list(inputs), attributes, name=name)
+            made.outputs[0].name = f"{name}.out"
+            graph.append(made)
+            return made.outputs[0]
+
+        wide = node("Cast", x, to=ir.DataType.FLOAT)
+        amax = node("ReduceMax", node("Abs", wide), axes_value, keepdims=0)
+        count = node("Cast", node("Shape", x, start=1, end=2), to=ir.DataType.FLOAT)
+        index = node("Cast", node("Mul", draw, count), to=ir.DataType.INT64)
+        rows = node("Gather", wide, index, axis=1)
+        for kind, value, shape in (
+            ("amax", amax, (channels,)),
+            ("rows", rows, (1, ROWS_PER_PASS, channels)),
+        ):
+            value.name = f"{kind}:{tensor}"
+            value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+            graph.outputs.append(value)
+            out.append(TensorSpec(name=value.name, dtype="float32", shape=shape))
+    return tuple(out)
+
+
+class Collector:
+    """Sums up the probes of every pass of the streams it watches."""
+
+    def __init__(self, tensors: Sequence[str], seed: int = 0) -> None:
+        self._tensors = tensors
+        self._random = np.random.default_rng(seed)
+        self._amax: dict[str, Array] = {}
+        self._rows: dict[str, list[Array]] = {t: [] for t in tensors}
+        self.passes = 0
+
+    def watch(self, trial: Trial, model: ir.Model) -> None:
+        """Run a probed copy of the step in ``trial`` and look after every pass."""
+        outputs = probe(model, self._tensors)
+        draw = TensorSpec(name=DRAW, dtype="float32", shape=(ROWS_PER_PASS,))
+        trial.backend.swap(model, (draw,), outputs)
+        trial.backend.around_step(
+            before=lambda: trial.backend.write(
+                DRAW, self._random.uniform(0, 0.999, ROWS_PER_PASS).astype(np.float32)
+            ),
+            after=lambda: self._take(trial),
+        )
+
+    def _take(self, trial: Trial) -> None:
+        self.passes += 1
+        for tensor in self._tensors:
+            amax = trial.backend.read(f"amax:{tensor}")
+            known = self._amax.setdefault(tensor, np.zeros_like(amax))
+            np.maximum(known, amax, out=known)
+            self._rows[tensor].append(trial.backend.read(f"rows:{tensor}")[0].copy())
+
+    def ranges(self) -> dict[str, TensorRange]:
+        """
+        Raises:
+            UsageError: a value is not finite.
+        """
+        out = {}
+        for tensor in self._tensors:
+            amax, rows = self._amax[tensor], np.concatenate(self._rows[tensor])
+            if not np.isfinite(amax).all():
+                raise UsageError(
+                    f"tensor {tensor!r} is not finite during calibration. Check the bundle with "
+                    "the same clips in fp32."
+                )
+            if len(rows) > MAX_ROWS:
+                rows = rows[np.sort(self._random.permutation(len(rows))[:MAX_ROWS])]
+            out[tensor] = TensorRange(amax, rows)
+        return out
+
+
+def calibrate(
+    root: Path,
+    manifest: Manifest,
+    precision: str,
+    clips: Sequence[Clip],
+    *,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Statistics:
+    """Edit every clip twice, with the mask cache off and on, and sum up what the linears read.
+
+    Raises:
+        UsageError: the clips do not fit, see `check_clips`.
+    """
+    check_clips(clips, manifest)
+    tensors = list(sites(linears(load_step(root, manifest, precision))))
+    collector = Collector(tensors)
+    modes = ("off", "released")
+    for mode in modes:
+        with Trial(root, manifest, precision, mask_cache=mode, threads=threads) as trial:  # type: ignore[arg-type]
+            collector.watch(trial, load_step(root, manifest, precision))
+            for clip in clips:
+                progress(f"calibrating: {clip.name}, mask cache {mode}")
+                trial.edit(clip)
+    assert collector.passes >= 2 * len(clips) * (len(denoising_steps(manifest.stream)) + 1)
+    origin = Origin(
+        precision=precision,
+        stream=manifest.stream,
+        graph=step_files(manifest, precision),
+        clips={c.name: clip_hash(c) for c in clips},
+        mask_cache=modes,
+        passes=collector.passes,
+    )
+    return Statistics(origin, collector.ranges())
+
+
+def clip_hash(clip: Clip) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(clip.frames).tobytes())
+    digest.update(f"{clip.frames.shape} {clip.prompt}".encode())
+    return digest.hexdigest()
+
+
+def save_statistics(path: Path, statistics: Statistics) -> None:
+    """Write one .npz file."""
+    arrays: dict[str, Any] = {"origin": np.array(json.dumps(to_dict(statistics.origin)))}
+    for tensor, known in statistics.tensors.items():
+        arrays |= {f"amax:{tensor}": known.amax, f"rows:{tensor}": known.rows}
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    write_atomic(path, data.getvalue())
+
+
+def load_statistics(path: Path, manifest: Manifest, precision: str) -> Statistics:
+    """Read statistics and check that they are of this bundle's graph.
+
+    Raises:
+        UsageError: missing, unreadable, or taken from another model or resolution.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            origin = from_dict(Origin, json.loads(str(arrays["origin"])))
+            tensors = {
+                name.removeprefix("amax:"): TensorRange(
+                    arrays[name], arrays["rows:" + name.removeprefix("amax:")]
+                )
+                for name in arrays
+                if name.startswith("amax:")
+            }
+    except FileNotFoundError:
+        raise UsageError(f"no statistics at {path}; leave the option out to calibrate") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, BundleError) as error:
+        raise UsageError(f"{path} holds no statistics: {error}. Calibrate again.") from None
+    if origin.version != VERSION:
+        raise UsageError(
+            f"{path} is of version {origin.version}; this one reads {VERSION}. Calibrate again."
+        )
+    if origin.precision != precision:
+        raise UsageError(
+            f"{path} was taken in {origin.precision}, and {precision} is to be quantised. "
+            f"Calibrate again, or add --base {origin.precision}."
+        )
+    theirs, ours = origin.stream, manifest.stream
+    if (theirs.height_px, theirs.width_px) != (ours.height_px, ours.width_px):
+        raise UsageError(
+            f"{path} was taken at {theirs.height_px} x {theirs.width_px}, this bundle edits "
+            f"{ours.height_px} x {ours.width_px}. Calibrate again."
+        )
+    stated = step_files(manifest, precision)
+    if origin.graph != stated:
+        file = next((f for f in stated if origin.graph.get(f) != stated[f]), "dit_step")
+        raise UsageError(
+            f"{path} was taken from another model: {file} there has sha256 "
+            f"{origin.graph.get(file, 'none')[:12]}, here {stated.get(file, 'none')[:12]}. "
+            "Calibrate again."
+        )
+    return Statistics(origin, tensors)

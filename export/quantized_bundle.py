@@ -1,0 +1,256 @@
+"""Adds an eight-bit precision to a bundle: scales, layers, verdict, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from liveedit.bundle import Manifest, add_files, read_manifest, verify_file
+from liveedit.config import to_dict
+from liveedit.errors import LiveEditError, UsageError
+from liveedit.export.calibration import Statistics, step_files
+from liveedit.export.clip_folder import long_clip
+from liveedit.export.edit_quality import Limits, Quality, refusals
+from liveedit.export.graph_trial import STEP, Clip, Trial, load_step
+from liveedit.export.linears import choose, default_layers, linears
+from liveedit.export.quantize import Format, SiteScale, quantise
+from liveedit.export.scale_search import search
+from liveedit.export.sensitivity import Bench, Sensitivity, largest_set, rank
+from liveedit.export.weights import WeightFile, save
+
+Progress = Callable[[str], None]
+WEIGHTS = "dit.weights"
+REPORT = "report.json"
+MODES = ("off", "released")
+
+
+class RefusedError(LiveEditError):
+    """The verdict is no, and nothing was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """``layers``: patterns, or empty for the default set; ``search`` measures which of them fit.
+
+    ``drift_chunks``: length of the drift run on the first held-out clip, 0 for none.
+    """
+
+    layers: tuple[str, ...] = ()
+    search: bool = False
+    limits: Limits = field(default_factory=Limits)
+    drift_chunks: int = 0
+    force: bool = False
+    overwrite: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Written beside the graph as ``report.json``. ``weights_ratio``: new file over the old one."""
+
+    format: str
+    base: str
+    layers: tuple[str, ...]
+    left_out: tuple[str, ...]
+    scales: dict[str, dict[str, float | None]]
+    sensitivity: tuple[Sensitivity, ...]
+    quality: tuple[Quality, ...]
+    limits: Limits
+    refused: tuple[str, ...]
+    calibration: dict[str, Any]
+    weights_ratio: float | None = None
+
+
+def base_precision(manifest: Manifest, wanted: str | None, form: Format) -> str:
+    """The graphs to quantise: those asked for, else fp16, else fp32.
+
+    Raises:
+        UsageError: the bundle does not hold them.
+    """
+    held = [p for p in ("fp16", "fp32") if STEP in manifest.graphs.get(p, {})]
+    if wanted is None and held:
+        return held[0]
+    if wanted not in held:
+        raise UsageError(
+            f"this bundle has no {wanted or 'fp16 or fp32'} graphs to make {form.name} from; it "
+            f"has {', '.join(sorted(manifest.graphs))}. Export it with --precision fp16."
+        )
+    assert wanted is not None
+    return wanted
+
+
+def check_target(root: Path, manifest: Manifest, form: Format, base: str, overwrite: bool) -> None:
+    """
+    Raises:
+        UsageError: the precision is there already.
+        BundleError: a file of the base graph was changed.
+    """
+    if form.name in manifest.graphs and not overwrite:
+        raise UsageError(
+            f"{root} holds {form.name} graphs already; add --overwrite to replace them"
+        )
+    for file in step_files(manifest, base):
+        verify_file(root, manifest, file)
+
+
+def choose_layers(
+    root: Path,
+    manifest: Manifest,
+    base: str,
+    statistics: Statistics,
+    clips: Sequence[Clip],
+    form: Format,
+    options: QuantizeOptions,
+    progress: Progress,
+) -> tuple[tuple[str, ...], dict[str, SiteScale], list[Sensitivity]]:
+    """Layers and scales; with a search, also how much each layer alone costs.
+
+    Raises:
+        UsageError: a pattern matches nothing, or no layer can be quantised within the limits.
+    """
+    model = load_step(root, manifest, base)
+    names = tuple(linears(model))
+    wanted = choose(names, options.layers) if options.layers else default_layers(
+        names, manifest.model.dit
+    )  # fmt: skip
+    scales = search(model, wanted, statistics, form, progress)
+    if not options.search:
+        return wanted, scales, []
+    with Trial(root, manifest, base, threads=options.threads) as trial:
+        bench = Bench(trial, root, manifest, base, MODES[0], clips)
+        ranked = rank(bench, wanted, scales, form, progress)
+        layers = largest_set(bench, ranked, scales, form, options.limits, progress)
+    if not layers:
+        raise UsageError(
+            "not one linear layer can be quantised within the limits; the most tolerant alone "
+            f"gives {ranked[-1].edited_db:.2f} dB. Lower --min-edited-db or try another precision."
+        )
+    return tuple(n for n in names if n in set(layers)), scales, ranked
+
+
+def judge(
+    root: Path,
+    manifest: Manifest,
+    base: str,
+    layers: Sequence[str],
+    scales: Mapping[str, SiteScale],
+    clips: Sequence[Clip],
+    form: Format,
+    options: QuantizeOptions,
+    progress: Progress,
+) -> list[Quality]:
+    """Measure the quantised step against high precision on held-out clips."""
+    out: list[Quality] = []
+    for mode in MODES:
+        progress(f"judging {len(clips)} held-out clips, mask cache {mode}")
+        with Trial(root, manifest, base, mask_cache=mode, threads=options.threads) as trial:  # type: ignore[arg-type]
+            out += Bench(trial, root, manifest, base, mode, clips).measure(layers, scales, form)
+            if mode == MODES[0] and options.drift_chunks:
+                stream = manifest.stream
+                chunk = stream.num_frame_per_block * manifest.codec.encode_next_frames
+                long = long_clip(clips[0], chunk * options.drift_chunks)
+                progress(f"judging drift over {options.drift_chunks} chunks")
+                bench = Bench(trial, root, manifest, base, mode, [long])
+                out += bench.measure(layers, scales, form, drift=True)
+    return out
+
+
+def quantize_bundle(
+    root: Path,
+    form: Format,
+    base: str,
+    statistics: Statistics,
+    calibration_clips: Sequence[Clip],
+    held_out: Sequence[Clip],
+    options: QuantizeOptions | None = None,
+    progress: Progress = lambda message: None,
+) -> Report:
+    """Quantise `dit_step`, judge it, and write it as a precision of its own.
+
+    All other graphs of that precision are the base's files.
+
+    Raises:
+        RefusedError: the verdict is no and ``force`` is off. Nothing was written.
+    """
+    options = options or QuantizeOptions()
+    manifest = read_manifest(root)
+    check_target(root, manifest, form, base, options.overwrite)
+    layers, scales, ranked = choose_layers(
+        root, manifest, base, statistics, calibration_clips, form, options, progress
+    )
+    measured = judge(root, manifest, base, layers, scales, held_out, form, options, progress)
+    refused = tuple(refusals(measured, options.limits))
+    names = tuple(linears(load_step(root, manifest, base)))
+    report = Report(
+        format=form.name,
+        base=base,
+        layers=layers,
+        left_out=tuple(n for n in names if n not in set(layers)),
+        scales={t: {"scale": s.scale, "alpha": s.alpha} for t, s in scales.items()},
+        sensitivity=tuple(ranked),
+        quality=tuple(measured),
+        limits=options.limits,
+        refused=refused,
+        calibration=to_dict(statistics.origin),
+    )
+    if refused and not options.force:
+        raise RefusedError(
+            f"{form.name} is refused, nothing was written: {refused[0]}"
+            + (f" (and {len(refused) - 1} more)" if len(refused) > 1 else "")
+            + ". Quantise fewer layers (--layers, --search), or write it all the same with --force."
+        )
+    return write_precision(root, form, scales, report, progress)
+
+
+def write_precision(
+    root: Path,
+    form: Format,
+    scales: Mapping[str, SiteScale],
+    report: Report,
+    progress: Progress = lambda message: None,
+) -> Report:
+    """Write ``root/<format>/`` and list it; a refused one is marked in the manifest's notes."""
+    manifest, base = read_manifest(root), report.base
+    progress(f"writing {form.name}")
+    staging = Path(tempfile.mkdtemp(dir=root, prefix=f".{form.name}."))
+    try:
+        model = load_step(root, manifest, base)
+        quantise(model, report.layers, scales, form)
+        weights = WeightFile(staging / WEIGHTS)
+        save(model, staging / f"{STEP}.onnx", weights)
+        weights.close()
+        old = manifest.files.get(f"{base}/{WEIGHTS}")
+        size = (staging / WEIGHTS).stat().st_size
+        report = replace(report, weights_ratio=round(size / old.bytes, 4) if old else None)
+        (staging / REPORT).write_bytes(json.dumps(to_dict(report), indent=1).encode() + b"\n")
+        os.chmod(staging, 0o755)
+        target = root / form.name
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    files = [f"{form.name}/{name}" for name in (f"{STEP}.onnx", WEIGHTS, REPORT)]
+    specs = dict(manifest.graphs[base])
+    specs[STEP] = replace(specs[STEP], file=files[0])
+    verdict = "refused, forced: " + "; ".join(report.refused) if report.refused else "passed"
+    notes = {
+        **manifest.notes,
+        f"{form.name}.base": base,
+        f"{form.name}.layers": f"{len(report.layers)} of {_count(report)} linears",
+        f"{form.name}.verdict": verdict,
+    }
+    stale = {k: v for k, v in manifest.files.items() if not k.startswith(f"{form.name}/")}
+    manifest = replace(manifest, files=stale)
+    add_files(root, manifest, files, graphs={**manifest.graphs, form.name: specs}, notes=notes)
+    return report
+
+
+def _count(report: Report) -> int:
+    return len(report.layers) + len(report.left_out)
