@@ -50,6 +50,7 @@ from liveedit.engines.plugin_library import OPERATORS, PluginChoice, find_plugin
 from liveedit.errors import BackendError, BundleError, UsageError
 
 ENGINES = "engines"
+FIRST_FP8 = 89  # compute capability 8.9, Ada
 DEFAULT_KEEP = (0.4, 0.3)  # the mask rule keeps at most 0.4 of the tokens, mostly below 0.3
 
 
@@ -106,6 +107,7 @@ def build_bundle(
     targets = tuple(sorted(set(targets), key=lambda t: (len(t), t)))
     targets = targets or ((present,) if present else ())
     check_targets(chosen, targets, present)
+    _check_fp8(precision, targets)
     manifest = read_manifest(root)
     specs = graphs_of(manifest, precision, graphs)
     with _only_builder(root) as staging:
@@ -235,6 +237,15 @@ def _build_graph(
         build_s=done["build_s"],
         peak_rss_bytes=done["peak_rss_bytes"],
     )
+
+
+def _check_fp8(precision: str, targets: tuple[str, ...]) -> None:
+    without = [t for t in targets if int(t.removeprefix("sm")) < FIRST_FP8]
+    if precision == "fp8" and without:
+        raise UsageError(
+            f"{without[0]} has no FP8 matrix products; sm{FIRST_FP8} and later have. Leave that "
+            "target out or build --precision int8."
+        )
 
 
 def check_io(

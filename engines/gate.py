@@ -15,6 +15,7 @@ from liveedit.engines.layers import Layer, LayerTable
 
 # A conversion of less than this is bookkeeping of indices, not data on the hot path.
 SMALL_BYTES = 64 * 1024
+EIGHT_BIT = ("Int8", "FP8")
 DROPPED = re.compile(r"unused input|is unused or used only at compile-time", re.IGNORECASE)
 
 
@@ -130,8 +131,10 @@ def _types(facts: GraphFacts, layers: list[Layer], limits: Limits) -> list[str]:
         if types:
             found.append(f"the FP32 linear {node} is computed in {', '.join(sorted(types))}")
     for node in facts.quantised_linears:
-        if not any(layer.dtype == "Int8" and node in layer.onnx for layer in gemms):
-            found.append(f"the quantised linear {node} has no Int8 matrix product")
+        if not any(layer.dtype in EIGHT_BIT and node in layer.onnx for layer in gemms):
+            found.append(
+                f"the quantised linear {node} has no {' or '.join(EIGHT_BIT)} matrix product"
+            )
     return found
 
 

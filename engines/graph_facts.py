@@ -19,6 +19,7 @@ BITS: dict[int, int] = {
     onnx.TensorProto.BFLOAT16: 16,
     onnx.TensorProto.INT8: 8,
     onnx.TensorProto.UINT8: 8,
+    onnx.TensorProto.FLOAT8E4M3FN: 8,
     onnx.TensorProto.BOOL: 8,
     onnx.TensorProto.INT32: 32,
     onnx.TensorProto.INT64: 64,

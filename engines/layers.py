@@ -71,7 +71,7 @@ class Layer:
         weights = [t for t in self.constants if len(t.shape) > 1 and min(t.shape[-2:]) > 1]
         if weights and self.cls in ("gemm", "conv"):
             largest = max(weights, key=lambda t: t.bytes)
-            if largest.dtype != "Int8":
+            if largest.dtype not in ("Int8", "FP8"):
                 return largest.dtype
         tensors = self.inputs or self.outputs
         return tensors[0].dtype if tensors else "-"

@@ -152,7 +152,7 @@ GOOD = (
         (GOOD[1:], "0 fused attention kernels for 1"),
         ((*GOOD, layer("_gemm_mha_v2_myl0_9", "attend")), "is in 2 fused kernels"),
         ((GOOD[0], *GOOD[2:], layer("q_myl0_0", "q"), layer("kv", "k", "v")), "q, k, v of attend"),
-        ((*GOOD[:2], layer("up_myl0_2", "up"), *GOOD[3:]), "up has no Int8"),
+        ((*GOOD[:2], layer("up_myl0_2", "up"), *GOOD[3:]), "up has no Int8 or FP8"),
         ((*GOOD[:3], GOOD[4], layer("time_myl0_3", "time")), "time is computed in Half"),
         ((*GOOD, layer("wide_myl0_4", dtype="Float")), "96 rows in FP32"),
         (GOOD[:4], "gather_0 is in 0 plugin layers"),
