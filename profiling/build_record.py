@@ -46,10 +46,12 @@ def build_records(root: Path, key: str, graphs: Sequence[str], command: str) -> 
 
 
 def write_build_records(folder: Path, records: Sequence[Record]) -> list[Path]:
-    """``build-<graph>-<model>-<targets>.json`` for each record."""
+    """``build-<graph>-<layers>x<width>[-native]-<flavour>-<targets>.json`` for each."""
     paths = []
     for record in records:
         c = record.configuration
-        name = "-".join(["build", c["graph"], c["model"], c["flavour"], *c["targets"]])
+        size = f"{c['num_layers']}x{c['dim']}"
+        native = ["native"] if c["plugins"] == "none" else []
+        name = "-".join(["build", c["graph"], size, *native, c["flavour"], *c["targets"]])
         paths.append(write_record(folder / f"{name}.json", record))
     return paths
