@@ -64,12 +64,15 @@ def test_every_quantised_linear_is_an_eight_bit_product(
     eight_bit = {n for n, dtype in nodes.items() if dtype == EIGHT_BIT[name]}
     assert eight_bit == set(layers)
     assert nodes["blocks.1.ffn.2"] == "Half"
-    # q, k and v are still one product: 5 others a block, less the one left out.
+    # q, k and v are still one product, and 5 others a block, less the one left out. FP8 on sm120 is
+    # the exception of this builder version, and the plan's findings say so.
+    merged = (name, target) != ("fp8", "sm120")
     products = [la for la in table.layers if la.cls == "gemm" and la.dtype == EIGHT_BIT[name]]
-    assert len(products) == 2 * 6 - 1
+    assert len(products) == 2 * (6 if merged else 8) - 1
     for layer in products:
         assert [t.dtype for t in layer.constants if len(t.shape) > 1][:1] == [EIGHT_BIT[name]]
-    assert not [f for f in plan.findings if "quantised" in f or "not one matrix" in f]
+    assert not [f for f in plan.findings if "quantised" in f]
+    assert any("not one matrix" in f for f in plan.findings) != merged
 
 
 def test_a_gpu_without_fp8_is_refused(micro_bundle: Path) -> None:
