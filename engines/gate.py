@@ -139,15 +139,22 @@ def _types(facts: GraphFacts, layers: list[Layer], limits: Limits) -> list[str]:
 
 
 def conversions(layers: list[Layer]) -> list[Layer]:
-    """Standalone layers that only convert type or format, and are not small."""
+    """Standalone layers that only convert type or format, and are not small.
+
+    A fused kernel named Cast whose types are equal copies a tensor to an output.
+    """
     return [
         layer
         for layer in layers
         if layer.cls == "reformat"
         and layer.kind != "NoOp"
-        and (not layer.ops or "Cast" in layer.ops)
+        and (not layer.ops or ("Cast" in layer.ops and _changes_type(layer)))
         and sum(t.bytes for t in layer.outputs) > SMALL_BYTES
     ]
+
+
+def _changes_type(layer: Layer) -> bool:
+    return {t.dtype for t in layer.inputs} != {t.dtype for t in layer.outputs}
 
 
 def copies(layers: list[Layer]) -> list[Layer]:
