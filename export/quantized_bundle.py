@@ -52,7 +52,8 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Written beside the graph as ``report.json``. ``weights_ratio``: new file over the old one."""
+    """Written beside the graph as ``report.json``. ``weights_ratio``: weight bytes of the
+    step, over those of its base."""
 
     format: str
     base: str
@@ -225,9 +226,8 @@ def write_precision(
         weights = WeightFile(staging / WEIGHTS)
         save(model, staging / f"{STEP}.onnx", weights)
         weights.close()
-        old = manifest.files.get(f"{base}/{WEIGHTS}")
         size = (staging / WEIGHTS).stat().st_size
-        report = replace(report, weights_ratio=round(size / old.bytes, 4) if old else None)
+        report = replace(report, weights_ratio=round(size / _weight_bytes(root, manifest, base), 4))
         (staging / REPORT).write_bytes(json.dumps(to_dict(report), indent=1).encode() + b"\n")
         os.chmod(staging, 0o755)
         target = root / form.name
@@ -250,6 +250,12 @@ def write_precision(
     manifest = replace(manifest, files=stale)
     add_files(root, manifest, files, graphs={**manifest.graphs, form.name: specs}, notes=notes)
     return report
+
+
+def _weight_bytes(root: Path, manifest: Manifest, base: str) -> int:
+    """What the base's step alone holds; its file may serve other graphs as well."""
+    values = load_step(root, manifest, base).graph.initializers.values()
+    return sum(v.const_value.nbytes for v in values if v.const_value is not None)
 
 
 def _count(report: Report) -> int:
