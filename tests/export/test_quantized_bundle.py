@@ -147,8 +147,8 @@ def test_statistics_are_of_one_model(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="taken at 48 x 64, this bundle edits 48 x 96"):
         load_statistics(path, larger, "fp32")
     files = {**manifest.files}
-    files["fp32/dit.weights"] = replace(files["fp32/dit.weights"], sha256="0" * 64)
-    with pytest.raises(UsageError, match=r"another model: fp32/dit\.weights"):
+    files["graphs/dit.weights"] = replace(files["graphs/dit.weights"], sha256="0" * 64)
+    with pytest.raises(UsageError, match=r"another model: graphs/dit\.weights"):
         load_statistics(path, replace(manifest, files=files), "fp32")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UsageError, match="holds no statistics"):
