@@ -213,9 +213,10 @@ def test_structure_of_the_real_editor(tmp_path: Path) -> None:
     assert kinds.count("TRT_Attention") == kinds.count("Attention") == 30
     assert kinds.count("TensorScatter") == 60
     known = {f"{k}{t}" for k in weights["dit"] for t in ("", ".T")}
-    large = [i.name for i in model.graph.initializer if i.external_data]
-    assert len(large) > 30 * 14
-    assert set(large) <= known, sorted(set(large) - known)[:3]
+    # Vectors may have been folded, such as a norm's weight in float32; matrices keep their names.
+    matrices = {i.name for i in model.graph.initializer if len(i.dims) > 1 and max(i.dims) > 1000}
+    assert len(matrices) == 30 * 9 + 6
+    assert matrices <= known, sorted(matrices - known)[:3]
     assert not (tmp_path / "b" / "graphs" / "dit.weights").exists()
 
 
