@@ -48,9 +48,11 @@ def count(
 
     if isinstance(model, str | Path):
         model = onnx.load(str(model), load_external_data=False)
-    owners = _owners(model)
     bound = onnx.ModelProto()
     bound.CopyFrom(model)
+    for function in bound.functions:
+        _drop_run_time_slices(function)
+    owners = _owners(bound)
     _bind(bound, dims or {})
     flat = inliner.inline_local_functions(bound)
     flat = shape_inference.infer_shapes(flat, strict_mode=True, data_prop=True)
@@ -81,6 +83,21 @@ def by_class(nodes: Iterable[NodeFlops]) -> dict[str, float]:
     for n in nodes:
         out[n.layer.accounting] = out.get(n.layer.accounting, 0.0) + n.flops
     return out
+
+
+def _drop_run_time_slices(function: Any) -> None:
+    """Let a body read whole what it cuts at a length known only when it runs (valid KV rows).
+
+    Their shapes could not be inferred; what such a cut saves is counted through ``kv_length``.
+    """
+    constants = {o for n in function.node if n.op_type == "Constant" for o in n.output}
+    cut = [n for n in function.node if n.op_type == "Slice" and n.input[2] not in constants]
+    whole = {n.output[0]: n.input[0] for n in cut}
+    for node in cut:
+        function.node.remove(node)
+    for node in function.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = whole.get(name, name)
 
 
 def _owners(model: Any) -> list[tuple[str, str]]:
