@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from liveedit.distill.latents import LatentScene
 from liveedit.distill.presets import PhaseConfig, TrainConfig
+from liveedit.errors import UsageError
+
+_SEEDS = 2**63 - 1
 
 
 @dataclass
@@ -23,6 +26,9 @@ class Batch:
         context: like target; what the past blocks show, which may be another edit.
         mask: [B, 1, F, h, w] float32 in [0, 1].
         prompts: B instructions.
+        names: B scenes, to name in messages.
+        seeds: of each clip's own random numbers.
+        common_seed: of the random numbers that all clips of the step share.
         frame_positions: [F] absolute latent-frame index of each frame.
     """
 
@@ -31,19 +37,38 @@ class Batch:
     context: Tensor
     mask: Tensor
     prompts: list[str]
+    names: list[str]
+    seeds: list[int]
+    common_seed: int
     frame_positions: Tensor
+
+    def split(self, size: int) -> list[Batch]:
+        """Parts of ``size`` clips."""
+        return [self.share(i, len(self.prompts) // size) for i in range(len(self.prompts) // size)]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same clips on a device. Positions stay on the CPU, where tables are made."""
+        return replace(
+            self,
+            source=self.source.to(device),
+            target=self.target.to(device),
+            context=self.context.to(device),
+            mask=self.mask.to(device),
+        )
 
     def share(self, rank: int, world: int) -> Batch:
         """The rows of one process of ``world``."""
         size = len(self.prompts) // world
         rows = slice(rank * size, (rank + 1) * size)
-        return Batch(
+        return replace(
+            self,
             source=self.source[rows],
             target=self.target[rows],
             context=self.context[rows],
             mask=self.mask[rows],
             prompts=self.prompts[rows],
-            frame_positions=self.frame_positions,
+            names=self.names[rows],
+            seeds=self.seeds[rows],
         )
 
 
@@ -54,13 +79,24 @@ def draw_batch(
     phase: PhaseConfig,
     block: int,
 ) -> Batch:
-    """Draw scenes, edits, spans and crops. Scenes shorter than the phase's clips are redrawn."""
+    """Draw scenes, edits, spans and crops. Scenes shorter than the phase's clips are redrawn.
+
+    Raises:
+        UsageError: the scenes seem to be too short, all of them.
+    """
     wanted = phase.num_latent_frames
-    rows: list[tuple[Tensor, Tensor, Tensor, Tensor, str]] = []
+    rows: list[tuple[Tensor, Tensor, Tensor, Tensor, str, str, int]] = []
+    misses = 0
     while len(rows) < phase.batch_size:
         scene = scenes[int(rng.integers(len(scenes)))]
         length = scene.source.shape[1]
         if length < wanted:
+            misses += 1
+            if misses > 1000:
+                raise UsageError(
+                    f"1000 scenes in a row are shorter than num_latent_frames {wanted}; the last "
+                    f"one, {scene.name}, has {length}. Code longer clips, or shorten the phase"
+                )
             continue
         n = int(rng.integers(len(scene.edits)))
         # Blocks keep their place: the codec's memory is empty at the start of a clip only.
@@ -79,8 +115,9 @@ def draw_batch(
         parts = (scene.source, scene.targets[n], context)
         y, x0, past = (torch.from_numpy(p[:, span, :, columns]).float() for p in parts)
         weight = torch.from_numpy(mask[None, :, :, columns])
-        rows.append((y, x0, past, weight, scene.edits[n]["instruction"]))
-    sources, targets, contexts, masks, prompts = zip(*rows, strict=True)
+        seed = int(rng.integers(_SEEDS))
+        rows.append((y, x0, past, weight, scene.edits[n]["instruction"], scene.name, seed))
+    sources, targets, contexts, masks, prompts, names, seeds = zip(*rows, strict=True)
     positions = torch.arange(wanted)
     if wanted > block and rng.random() < config.far_context:
         positions[block:] += block * int(rng.integers(1, 300))
@@ -90,6 +127,9 @@ def draw_batch(
         context=torch.stack(contexts),
         mask=torch.stack(masks),
         prompts=list(prompts),
+        names=list(names),
+        seeds=list(seeds),
+        common_seed=int(rng.integers(_SEEDS)),
         frame_positions=positions,
     )
 

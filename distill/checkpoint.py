@@ -8,24 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from liveedit.errors import CheckpointError
-
-
-class Ema:
-    """Running mean of a module's parameters."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = {name: p.detach().clone() for name, p in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        # A young mean forgets its random start sooner.
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, p in module.state_dict().items():
-            self.state[name].lerp_(p, 1 - decay)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -59,16 +43,13 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def rng_state(torch_rng: torch.Generator, numpy_rng: np.random.Generator) -> dict[str, Any]:
-    return {"torch": torch_rng.get_state(), "numpy": _plain(numpy_rng.bit_generator.state)}
+def rng_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The generator's state in types that the safe loader knows."""
+    return dict(_plain(rng.bit_generator.state))
 
 
-def restore_rng(
-    state: dict[str, Any], torch_rng: torch.Generator, numpy_rng: np.random.Generator
-) -> None:
-    saved: Tensor = state["torch"]
-    torch_rng.set_state(saved)
-    numpy_rng.bit_generator.state = _integers(state["numpy"])
+def restore_rng(state: dict[str, Any], rng: np.random.Generator) -> None:
+    rng.bit_generator.state = _integers(state)
 
 
 def _plain(value: Any) -> Any:

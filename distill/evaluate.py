@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from liveedit.config import ModelConfig, StreamConfig, named_config
 from liveedit.distill.checkpoint import load_state
+from liveedit.distill.editor import Editor
 from liveedit.distill.edits import Edit, Scene, SceneConfig, make_scene
 from liveedit.distill.encode import load_codec
 from liveedit.distill.footage import real_footage
@@ -22,7 +23,6 @@ from liveedit.distill.palette import nearest_colour
 from liveedit.distill.rollout import stream_edit
 from liveedit.distill.scenes import Bytes
 from liveedit.distill.sources import load_clip
-from liveedit.distill.train import Editor
 from liveedit.errors import UsageError
 from liveedit.evaluation.quality import SURE, closer_to_target, flicker, psnr, region_colour, ssim
 from liveedit.models.patch_codec import PatchCodec

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -28,12 +30,18 @@ class LatentScene:
         targets: [n, C, F, h, w] float16.
         masks: [n, F, h, w] uint8, the largest edit weight among the pixels of each latent.
         edits: n dictionaries: instruction, kind, colour, new_colour, shape, new_shape.
+        name: for messages.
     """
 
     source: NDArray[np.float16]
     targets: NDArray[np.float16]
     masks: NDArray[np.uint8]
     edits: list[dict[str, str]]
+    name: str = "unnamed scene"
+
+    @property
+    def nbytes(self) -> int:
+        return self.source.nbytes + self.targets.nbytes + self.masks.nbytes
 
 
 def to_tensor(frames: NDArray[np.uint8]) -> Tensor:
@@ -93,6 +101,7 @@ def load_scene(path: Path) -> LatentScene:
             targets=data["targets"],
             masks=data["masks"],
             edits=json.loads(data["edits"].tobytes()),
+            name=path.name,
         )
 
 
@@ -122,7 +131,37 @@ def scene_names(folder: Path) -> list[str]:
     return names
 
 
-def load_cache(folder: Path, known: dict[str, LatentScene] | None = None) -> dict[str, LatentScene]:
-    """All coded scenes by file name; files in ``known`` are not read again."""
-    known = known or {}
-    return {name: known.get(name) or load_scene(folder / name) for name in scene_names(folder)}
+class SceneFolder(Sequence[LatentScene]):
+    """The coded scenes of a folder, read when asked for; those used last stay in memory.
+
+    Args:
+        names: file names in the folder.
+        memory_bytes: how much may stay.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], memory_bytes: int = 2 << 30) -> None:
+        self.folder, self.names, self.memory_bytes = folder, list(names), memory_bytes
+        self._held: OrderedDict[str, LatentScene] = OrderedDict()
+        self._held_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> LatentScene: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[LatentScene]: ...
+
+    def __getitem__(self, index: int | slice) -> LatentScene | list[LatentScene]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        name = self.names[index]
+        scene = self._held.pop(name, None)
+        if scene is None:
+            scene = load_scene(self.folder / name)
+            self._held_bytes += scene.nbytes
+        self._held[name] = scene
+        while self._held_bytes > self.memory_bytes and len(self._held) > 1:
+            self._held_bytes -= self._held.popitem(last=False)[1].nbytes
+        return scene

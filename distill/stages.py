@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,27 +15,34 @@ from liveedit.models.dit import CausalWanDiT
 
 
 class Draws:
-    """Random numbers for this process's share of a batch.
+    """Random numbers of a batch: every clip has its own, whichever process or part it is in.
 
-    Every process draws for the whole batch and keeps its own rows, so that N processes train as
-    one does with the same batch.
+    So N processes, or N parts one after another, train as one does with the same batch. Numbers
+    are made on the CPU, alike for every device, and returned on the batch's.
     """
 
-    def __init__(self, rng: torch.Generator, rank: int = 0, world: int = 1) -> None:
-        self.rng, self.rank, self.world = rng, rank, world
+    def __init__(self, batch: Batch) -> None:
+        self.device = batch.target.device
+        self.clips = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        self.common = torch.Generator().manual_seed(batch.common_seed)
 
-    def _mine(self, whole: Tensor) -> Tensor:
-        return whole.chunk(self.world)[self.rank]
-
-    def normal(self, shape: torch.Size) -> Tensor:
-        return self._mine(torch.randn(shape[0] * self.world, *shape[1:], generator=self.rng))
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Gaussian numbers; the first dimension is the clips."""
+        rows = [torch.randn(tuple(shape[1:]), generator=clip) for clip in self.clips]
+        return torch.stack(rows).to(self.device)
 
     def uniform(self, *shape: int) -> Tensor:
-        return self._mine(torch.rand(shape[0] * self.world, *shape[1:], generator=self.rng))
+        """Numbers in [0, 1); the first dimension is the clips."""
+        rows = [torch.rand(shape[1:], generator=clip) for clip in self.clips]
+        return torch.stack(rows).to(self.device)
 
     def coin(self, probability: float) -> bool:
         """One toss for everybody."""
-        return float(torch.rand((), generator=self.rng)) < probability
+        return float(torch.rand((), generator=self.common)) < probability
+
+    def choice(self, count: int) -> int:
+        """One number in [0, count) for everybody."""
+        return int(torch.randint(count, (), generator=self.common))
 
 
 def draw_timesteps(
@@ -46,7 +55,7 @@ def draw_timesteps(
     picked = torch.where(roll < config.first_step_share, 0.0, later).long().clamp(0, len(steps) - 1)
     uniform = 20 + 980 * draws.uniform(batch, blocks)
     from_list = draws.uniform(batch, blocks) < config.step_share
-    return torch.where(from_list, torch.tensor(steps)[picked], uniform)
+    return torch.where(from_list, torch.tensor(steps, device=picked.device)[picked], uniform)
 
 
 def stage_mask(
@@ -76,7 +85,6 @@ def flow_loss(
     config: TrainConfig,
     phase: PhaseConfig,
     stream: StreamConfig,
-    draws: Draws,
 ) -> tuple[Tensor, dict[str, float]]:
     """Flow-matching loss v = noise - x0, heavier where the edit is.
 
@@ -85,17 +93,19 @@ def flow_loss(
         outside the mask.
     """
     B, _, F, h, w = batch.target.shape
+    draws = Draws(batch)
     block = stream.num_frame_per_block
     blocks = 1 if config.stage == "foundation" else -(-F // block)
     t = draw_timesteps(config, stream.denoising_step_list, B, blocks, draws)
     timestep = t.repeat_interleave(-(-F // blocks), dim=1)[:, :F]  # [B, F]
     mask, context = stage_mask(config, F, block, h * w // 4)
+    mask = mask if mask is None else mask.to(batch.target.device)
 
     def velocity(noisy: Tensor, timestep: Tensor) -> Tensor:
         positions = batch.frame_positions
         if not context:
             whole: Tensor = dit(noisy, batch.source, timestep, text_embeds, mask, positions)
-            return whole
+            return whole.float()
         clean = batch.context[:, :, :context]
         amount = config.context_noise * draws.uniform(B, 1, 1, 1, 1)
         clean = clean + amount * draws.normal(clean.shape)
@@ -107,7 +117,7 @@ def flow_loss(
             mask,
             torch.cat((positions[:context], positions)),
         )
-        return out[:, :, context:]
+        return out[:, :, context:].float()
 
     def noised(x0: Tensor, sigma: Tensor) -> Tensor:
         return (1 - sigma) * x0 + sigma * draws.normal(x0.shape)
@@ -127,7 +137,7 @@ def flow_loss(
     error = velocity_error
     weight = 1 + config.edit_weight * batch.mask
     if config.channel_weights:
-        channels = torch.tensor(config.channel_weights).view(1, -1, 1, 1, 1)
+        channels = error.new_tensor(config.channel_weights).view(1, -1, 1, 1, 1)
         error = error * (channels / channels.mean())
     if start is not batch.target:
         # Off the data the same mistake weighs 1 / sigma^2: bring it to the scale of the rest.

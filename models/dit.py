@@ -117,13 +117,24 @@ class Block(nn.Module):
         shift, scale, gate = pieces[3:]
         return gated_add(x, self.ffn(modulate(self.norm(x), scale, shift)), gate)
 
+    def text_kv(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-attention keys and values of embedded text [B, text_len, dim]."""
+        return self.cross_attn.text_kv(context)
+
+    def rotated_qkv(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Self-attention q, k, v [B, heads, T, head_dim] of modulated tokens, q and k rotated."""
+        attn = self.self_attn
+        q = apply_rope(attn.heads(attn.norm_q(attn.q(h))), cos, sin).to(h.dtype)
+        k = apply_rope(attn.heads(attn.norm_k(attn.k(h))), cos, sin).to(h.dtype)
+        return q, k, attn.heads(attn.v(h))
+
     def forward(
         self,
         x: Tensor,
         e0: Tensor,
         cos: Tensor,
         sin: Tensor,
-        text_kv: tuple[Tensor, Tensor],
+        context: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
         """Whole-clip form, for training.
@@ -132,17 +143,41 @@ class Block(nn.Module):
             x: [B, T, dim].
             e0: [B, F, 6, dim] time modulation of each frame.
             cos, sin: [1, T, head_dim / 2].
+            context: [B, text_len, dim] embedded text.
             mask: bool [T, T], True where attention is allowed; None means everywhere.
         """
         pieces = self.pieces(e0)
         shift, scale, gate = pieces[:3]
-        h = modulate(self.norm(x), scale, shift)
-        attn = self.self_attn
-        q = apply_rope(attn.heads(attn.norm_q(attn.q(h))), cos, sin).to(h.dtype)
-        k = apply_rope(attn.heads(attn.norm_k(attn.k(h))), cos, sin).to(h.dtype)
-        v = attn.heads(attn.v(h))
-        out = attn.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-        return self.text_and_ffn(gated_add(x, out, gate), pieces, *text_kv)
+        q, k, v = self.rotated_qkv(modulate(self.norm(x), scale, shift), cos, sin)
+        out = self.self_attn.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        return self.text_and_ffn(gated_add(x, out, gate), pieces, *self.text_kv(context))
+
+    def stream(
+        self,
+        x: Tensor,
+        e0: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        text_kv: tuple[Tensor, Tensor],
+        past: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One chunk after a KV cache, for rollouts.
+
+        Args:
+            text_kv: from ``text_kv``.
+            past: rotated keys and values [B, heads, past, head_dim]; None at the start.
+
+        Returns:
+            The tokens, and this chunk's own keys and values.
+        """
+        pieces = self.pieces(e0)
+        shift, scale, gate = pieces[:3]
+        q, k, v = self.rotated_qkv(modulate(self.norm(x), scale, shift), cos, sin)
+        keys, values = k, v
+        if past is not None:
+            keys, values = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+        out = self.self_attn.merge(F.scaled_dot_product_attention(q, keys, values))
+        return self.text_and_ffn(gated_add(x, out, gate), pieces, *text_kv), k, v
 
 
 class Head(nn.Module):
@@ -191,7 +226,8 @@ class CausalWanDiT(nn.Module):
 
     def tokens(self, noisy: Tensor, source: Tensor) -> Tensor:
         """Two latents [B, 16, F, h, w] -> [B, F * h/2 * w/2, dim]. The source comes second."""
-        return self.patch_embedding(torch.cat((noisy, source), dim=1)).flatten(2).transpose(1, 2)
+        both = torch.cat((noisy, source), dim=1).to(self.patch_embedding.weight.dtype)
+        return self.patch_embedding(both).flatten(2).transpose(1, 2)
 
     def unpatchify(self, patches: Tensor, frames: int, rows: int, columns: int) -> Tensor:
         """[B, T, 64], patch order (row, column, channel) -> [B, 16, F, 2 rows, 2 columns]."""
@@ -207,8 +243,47 @@ class CausalWanDiT(nn.Module):
 
     def text_kv(self, text_embeds: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Prompt embeddings [B, text_len, text_dim], zero past the prompt -> K, V of each block."""
-        context = self.text_embedding(text_embeds)
-        return [block.cross_attn.text_kv(context) for block in self.layers]
+        context = self.context(text_embeds)
+        return [block.text_kv(context) for block in self.layers]
+
+    def context(self, text_embeds: Tensor) -> Tensor:
+        """Prompt embeddings [B, text_len, text_dim] at the width of the blocks."""
+        dtype = next(self.text_embedding.parameters()).dtype
+        return self.text_embedding(text_embeds.to(dtype))
+
+    def stream(
+        self,
+        noisy: Tensor,
+        source: Tensor,
+        timestep: Tensor,
+        text_kv: list[tuple[Tensor, Tensor]],
+        position: int,
+        past: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Velocity of one chunk after a KV cache, as the runtime computes it.
+
+        Args:
+            noisy, source: [B, 16, F, h, w].
+            timestep: [B, 1] in [0, 1000], float64.
+            text_kv: per layer, from ``text_kv``.
+            position: latent-frame index of the first frame.
+            past: per layer rotated keys and values [B, heads, past, head_dim]; empty at the start.
+
+        Returns:
+            [B, 16, F, h, w], and this chunk's keys and values per layer.
+        """
+        _, _, frames, height, width = noisy.shape
+        rows, columns = height // 2, width // 2
+        x = self.tokens(noisy, source)
+        e, e0 = self.time(timestep)
+        positions = torch.arange(position, position + frames)
+        cos, sin = rope_tables(self.config.head_dim, positions, rows, columns)
+        cos, sin = cos.to(x.device), sin.to(x.device)
+        own = []
+        for i, block in enumerate(self.layers):
+            x, k, v = block.stream(x, e0, cos, sin, text_kv[i], past[i] if past else None)
+            own.append((k, v))
+        return self.unpatchify(self.head(x, e), frames, rows, columns), own
 
     def forward(
         self,
@@ -239,9 +314,11 @@ class CausalWanDiT(nn.Module):
             frame_positions = torch.arange(frames)
         cos, sin = rope_tables(self.config.head_dim, frame_positions.cpu(), rows, columns)
         cos, sin = cos.to(x.device), sin.to(x.device)
-        for block, kv in zip(self.layers, self.text_kv(text_embeds), strict=True):
+        context = self.context(text_embeds)
+        # Each block projects the text itself: sharded weights are whole only while it runs.
+        for block in self.layers:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, e0, cos, sin, kv, mask, use_reentrant=False)
+                x = checkpoint(block, x, e0, cos, sin, context, mask, use_reentrant=False)
             else:
-                x = block(x, e0, cos, sin, kv, mask)
+                x = block(x, e0, cos, sin, context, mask)
         return self.unpatchify(self.head(x, e), frames, rows, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,14 @@ from liveedit.distill.latents import (
     LatentScene,
     code_scene,
     latent_mask,
-    load_cache,
     load_scene,
     save_scene,
+    scene_names,
 )
+from liveedit.distill.loop import run
 from liveedit.distill.presets import PRESETS, PhaseConfig, TrainConfig, preset
 from liveedit.distill.rollout import stream_edit
-from liveedit.distill.stages import Draws, flow_loss, stage_mask
+from liveedit.distill.stages import flow_loss, stage_mask
 from liveedit.errors import CheckpointError, LiveEditError, UsageError
 from liveedit.models.dit import CausalWanDiT
 from liveedit.models.patch_codec import PatchCodec
@@ -87,7 +89,7 @@ def test_scenes_survive_the_disk(scenes: list[LatentScene], tmp_path: Path) -> N
 
 def test_empty_cache_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no coded scenes"):
-        load_cache(tmp_path)
+        scene_names(tmp_path)
 
 
 def test_latent_mask_covers_every_pixel() -> None:
@@ -108,30 +110,40 @@ def test_crop_holds_the_edit() -> None:
         assert left <= 19 < left + 16
 
 
+def flow_trainer(
+    config: TrainConfig, out: Path, scenes: Sequence[LatentScene] = ()
+) -> train.FlowTrainer:
+    trainer = train.FlowTrainer(config, out)
+    trainer.scenes = scenes
+    return trainer
+
+
 def test_loss_falls(scenes: list[LatentScene], tmp_path: Path) -> None:
     phases = [to_dict(PhaseConfig(steps=80, num_latent_frames=2, batch_size=4))]
     config = from_dict(TrainConfig, {**to_dict(CONFIG), "phases": phases})
-    trainer = train.Trainer(config, tmp_path)
-    losses = [trainer.train_step(scenes)["loss"] for _ in range(80)]
+    trainer = flow_trainer(config, tmp_path, scenes)
+    losses = [trainer.train_step()["loss"] for _ in range(80)]
     assert np.mean(losses[-20:]) < 0.85 * np.mean(losses[:10])
 
 
 def test_resumed_run_is_bit_exact(scenes: list[LatentScene], tmp_path: Path) -> None:
-    straight = train.Trainer(CONFIG, tmp_path / "a")
+    straight = flow_trainer(CONFIG, tmp_path / "a", scenes)
     for _ in range(9):
-        straight.train_step(scenes)
-    first = train.Trainer(CONFIG, tmp_path / "b")
+        straight.train_step()
+    first = flow_trainer(CONFIG, tmp_path / "b", scenes)
     for _ in range(4):
-        first.train_step(scenes)
+        first.train_step()
     first.save()
-    second = train.Trainer(CONFIG, tmp_path / "b")
+    second = flow_trainer(CONFIG, tmp_path / "b", scenes)
     second.resume()
     for _ in range(5):
-        second.train_step(scenes)
+        second.train_step()
     assert second.step == straight.step == 9
+    assert straight.learner.ema is not None
+    assert second.learner.ema is not None
     for name, value in straight.editor.state_dict().items():
         assert torch.equal(value, second.editor.state_dict()[name]), name
-        assert torch.equal(straight.ema.state[name], second.ema.state[name]), name
+        assert torch.equal(straight.learner.ema.state[name], second.learner.ema.state[name]), name
 
 
 def test_run_writes_metrics_and_a_loadable_editor(
@@ -141,8 +153,9 @@ def test_run_writes_metrics_and_a_loadable_editor(
         (tmp_path / "cache").mkdir(exist_ok=True)
         save_scene(tmp_path / "cache" / f"{i}.npz", scene)
     short = from_dict(TrainConfig, {**to_dict(CONFIG), "phases": [to_dict(CONFIG.phases[0])]})
-    trainer = train.Trainer(short, tmp_path / "run")
-    train.run(trainer, tmp_path / "cache", max_seconds=1e9, log_every=3)
+    trainer = flow_trainer(short, tmp_path / "run")
+    trainer.open_scenes(tmp_path / "cache")
+    run(trainer, max_seconds=1e9, log_every=3)
     rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [3, 6]
     state = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
@@ -151,24 +164,24 @@ def test_run_writes_metrics_and_a_loadable_editor(
 
 
 def test_nan_stops_with_the_last_state_kept(scenes: list[LatentScene], tmp_path: Path) -> None:
-    trainer = train.Trainer(CONFIG, tmp_path)
+    trainer = flow_trainer(CONFIG, tmp_path, scenes)
     trainer.save()
     before = trainer.path.read_bytes()
     with torch.no_grad():
         trainer.editor.dit.head.head.bias.fill_(float("nan"))
     with pytest.raises(LiveEditError, match="loss became nan at step 0"):
-        trainer.train_step(scenes)
+        trainer.train_step()
     assert trainer.path.read_bytes() == before
 
 
 def test_wrong_stage_and_broken_file_are_named(tmp_path: Path) -> None:
-    train.Trainer(CONFIG, tmp_path).save()
+    flow_trainer(CONFIG, tmp_path).save()
     other = from_dict(TrainConfig, {**to_dict(CONFIG), "stage": "foundation"})
     with pytest.raises(CheckpointError, match="is a causal run, this is foundation"):
-        train.Trainer(other, tmp_path).resume()
+        flow_trainer(other, tmp_path).resume()
     (tmp_path / "latest.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="no training checkpoint"):
-        train.Trainer(CONFIG, tmp_path).resume()
+        flow_trainer(CONFIG, tmp_path).resume()
 
 
 def test_presets_are_known_by_name() -> None:
@@ -187,8 +200,7 @@ def test_every_stage_has_a_finite_loss_with_gradient(
     dit = CausalWanDiT(MODEL.dit)
     batch = draw_batch(scenes, np.random.default_rng(0), config, config.phases[1], 1)
     embeds = torch.randn(3, 12, 16)
-    draws = Draws(torch.Generator().manual_seed(0))
-    loss, log = flow_loss(dit, embeds, batch, config, config.phases[1], STREAM, draws)
+    loss, log = flow_loss(dit, embeds, batch, config, config.phases[1], STREAM)
     loss.backward()
     assert torch.isfinite(loss)
     assert log["inside"] > 0
@@ -204,10 +216,8 @@ def test_shares_of_two_processes_make_the_whole_batch(scenes: list[LatentScene])
     embeds = torch.randn(4, 12, 16)
 
     def gradient(rank: int, world: int) -> torch.Tensor:
-        rng = torch.Generator().manual_seed(7)
         rows = embeds.chunk(world)[rank]
-        part = batch.share(rank, world)
-        loss, _ = flow_loss(dit, rows, part, CONFIG, phase, STREAM, Draws(rng, rank, world))
+        loss, _ = flow_loss(dit, rows, batch.share(rank, world), CONFIG, phase, STREAM)
         return torch.autograd.grad(loss, dit.patch_embedding.weight)[0]
 
     whole = gradient(0, 1)

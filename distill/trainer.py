@@ -1,0 +1,195 @@
+"""What every stage's trainer has: its data position, random state, step, and checkpoint file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from liveedit.config import named_config, to_dict
+from liveedit.distill.batches import Batch, draw_batch
+from liveedit.distill.checkpoint import load_state, restore_rng, rng_state, save_state
+from liveedit.distill.editor import Editor
+from liveedit.distill.latents import LatentScene, SceneFolder, scene_names
+from liveedit.distill.parallel import Processes
+from liveedit.distill.presets import TrainConfig
+from liveedit.distill.tokenizer import train_tokenizer
+from liveedit.errors import CheckpointError, LiveEditError, UsageError
+
+
+class Trainer:
+    """One stage's run. A stage adds its learners, ``train_step`` and their part of the state.
+
+    The processes of a run draw the same whole batches; each trains on its own rows.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        self.processes = Processes()
+        for phase in config.phases:
+            if phase.batch_size % self.processes.world:
+                raise UsageError(
+                    f"batch_size {phase.batch_size} does not divide among {self.processes.world} "
+                    "processes; use a multiple"
+                )
+        out.mkdir(parents=True, exist_ok=True)
+        self.model, self.stream = named_config(config.model)
+        self.rng = np.random.default_rng(config.seed)
+        self.tokenizer = train_tokenizer()
+        if self.processes.first:
+            self.tokenizer.save(str(out / "tokenizer.json"))
+        self.step = 0
+        self.scenes: Sequence[LatentScene] = ()
+
+    @property
+    def path(self) -> Path:
+        return self.out / "latest.pt"
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.total_steps
+
+    @property
+    def save_every(self) -> int:
+        return self.config.save_every
+
+    def new_editor(self) -> Editor:
+        """The networks with the seed's random weights, alike on every process."""
+        torch.manual_seed(self.config.seed)
+        return Editor(self.model).to(self.processes.device)
+
+    # Data.
+
+    def open_scenes(self, folder: Path) -> None:
+        """Train on a folder of coded scenes, as the first process sees it.
+
+        A resumed run goes on with the scenes it had; later ones join at its next save.
+        """
+        if isinstance(self.scenes, SceneFolder):  # resumed
+            missing = [n for n in self.scenes.names if not (folder / n).exists()]
+            if missing:
+                raise UsageError(
+                    f"{folder} lacks {len(missing)} scenes that this run trains on ({missing[0]}); "
+                    "give the run's own folder, or another --out"
+                )
+            self.scenes = SceneFolder(folder, self.scenes.names)
+        else:
+            self.scenes = SceneFolder(folder, self.processes.from_first(self._listed(folder)))
+
+    def look_for_data(self) -> None:
+        """Take up scenes that were added to the folder meanwhile."""
+        if isinstance(self.scenes, SceneFolder):
+            self.scenes.names = self.processes.from_first(self._listed(self.scenes.folder))
+
+    def _listed(self, folder: Path) -> list[str]:
+        return scene_names(folder) if self.processes.first else []
+
+    def draw(self) -> list[Batch]:
+        """This process's clips of the next step, in parts that fit the device's memory."""
+        config, block = self.config, self.stream.num_frame_per_block
+        whole = draw_batch(self.scenes, self.rng, config, config.phase_at(self.step), block)
+        share = whole.share(self.processes.rank, self.processes.world)
+        return [part.to(self.processes.device) for part in share.split(len(share.prompts))]
+
+    def learning_rate(self) -> float:
+        """Warm-up, then each phase goes linearly from where the last one ended to its own end."""
+        rate, step = self.config.lr, self.step
+        for phase in self.config.phases:
+            end = rate if phase.lr_end is None else phase.lr_end
+            if step < phase.steps:
+                rate += (end - rate) * step / phase.steps
+                break
+            rate, step = end, step - phase.steps
+        return rate * min(1.0, (self.step + 1) / self.config.warmup_steps)
+
+    def settle(
+        self, parts: Sequence[Batch], losses: Sequence[Tensor], logs: Sequence[dict[str, float]]
+    ) -> dict[str, float]:
+        """Mean figures of a step over its parts and the processes.
+
+        Raises:
+            LiveEditError: a loss is not finite, on whichever process; the last save is intact.
+        """
+        values = [float(loss.detach()) for loss in losses]
+        rows = [{"loss": v, **log} for v, log in zip(values, logs, strict=True)]
+        own = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        means = self.processes.mean(own)
+        if not math.isfinite(means["loss"]):
+            bad = [
+                f"{name}: {prompt!r}"
+                for part, value in zip(parts, values, strict=True)
+                if not math.isfinite(value)
+                for name, prompt in zip(part.names, part.prompts, strict=True)
+            ]
+            named = [text for texts in self.processes.gather(bad) for text in texts]
+            shown = "; ".join(named[:3]) + (f" and {len(named) - 3} more" if named[3:] else "")
+            raise LiveEditError(
+                f"the loss became {means['loss']} at step {self.step}, in clips of {shown}. "
+                f"{self._last_good()}"
+            )
+        return means
+
+    def _last_good(self) -> str:
+        if not self.path.exists():
+            return "Nothing was saved yet; lower lr, or look at those clips"
+        return f"{self.path} holds the last good state; lower lr, or look at those clips"
+
+    # State.
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next step depends on. Stages add their networks."""
+        names = self.scenes.names if isinstance(self.scenes, SceneFolder) else []
+        return {
+            "stage": self.config.stage,
+            "step": self.step,
+            "config": to_dict(self.config),
+            "rng": rng_state(self.rng),
+            "scenes": names,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state``.
+
+        Raises:
+            KeyError, RuntimeError: it is of other networks.
+        """
+        restore_rng(state["rng"], self.rng)
+        self.step = state["step"]
+        if state["scenes"]:
+            self.scenes = SceneFolder(Path(), state["scenes"])
+
+    def save(self) -> None:
+        """Write the checkpoint. Every process takes part."""
+        state = self.state()
+        if self.processes.first:
+            save_state(self.path, state)
+
+    def resume(self) -> None:
+        """Continue a run exactly where its last save was.
+
+        Raises:
+            CheckpointError: it belongs to another stage, other networks, or another program.
+        """
+        state = load_state(self.path)
+        stage, model = state.get("stage"), state.get("config", {}).get("model")
+        if stage != self.config.stage:
+            raise CheckpointError(
+                f"{self.path} is a {stage} run, this is {self.config.stage}; use another "
+                "--out, or --init to start from its weights"
+            )
+        if model != self.config.model:
+            raise CheckpointError(
+                f"{self.path} is a run of model {model!r}, this is {self.config.model!r}; "
+                "use another --out"
+            )
+        try:
+            self.load(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} does not fit model {self.config.model!r} as it is now: {error}"
+            ) from None
