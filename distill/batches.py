@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liveedit.distill.latents import LatentScene
+from liveedit.distill.phrases import rephrase
 from liveedit.distill.presets import PhaseConfig, TrainConfig
 from liveedit.errors import UsageError
 
@@ -116,7 +117,10 @@ def draw_batch(
         y, x0, past = (torch.from_numpy(p[:, span, :, columns]).float() for p in parts)
         weight = torch.from_numpy(mask[None, :, :, columns])
         seed = int(rng.integers(_SEEDS))
-        rows.append((y, x0, past, weight, scene.edits[n]["instruction"], scene.name, seed))
+        words = scene.edits[n]["instruction"]
+        if rng.random() < config.rephrase:
+            words = rephrase(rng, scene.edits[n])
+        rows.append((y, x0, past, weight, words, scene.name, seed))
     sources, targets, contexts, masks, prompts, names, seeds = zip(*rows, strict=True)
     positions = torch.arange(wanted)
     if wanted > block and rng.random() < config.far_context:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 RECOLOUR = (
@@ -115,6 +117,21 @@ def thing(
     if unique_shape and roll > 0.85:
         return noun
     return f"{colour} {noun}"
+
+
+def rephrase(rng: np.random.Generator, edit: Mapping[str, str]) -> str:
+    """Another instruction for the same edit of a coded scene, naming the object as surely.
+
+    An object that was named without its colour is the only one of its shape, and may be again.
+    Edits of footage and of the whole picture keep their words.
+    """
+    templates = {"recolour": RECOLOUR, "remove": REMOVE}.get(edit["kind"])
+    if templates is None:
+        return edit["instruction"]
+    noun = pick(rng, SYNONYMS.get(edit["shape"], (edit["shape"],)))
+    by_colour = edit["colour"] in edit["instruction"].split()
+    name = f"{edit['colour']} {noun}" if by_colour or rng.random() < 0.4 else noun
+    return pick(rng, templates).format(thing=name, colour=edit["new_colour"])
 
 
 def everything() -> list[str]:

@@ -55,6 +55,7 @@ class TrainConfig:
     context_noise: float = 0.1  # Gaussian noise on clean context, standard deviation
     other_context: float = 0.15  # context that carries another edit or none
     far_context: float = 0.3  # first block placed far back in time, as a sink of a long stream
+    rephrase: float = 0.5  # share of object edits told in freshly drawn words
     save_every: int = 200
     phases: tuple[PhaseConfig, ...] = field(
         default=(PhaseConfig(steps=1000, num_latent_frames=3, batch_size=8),)

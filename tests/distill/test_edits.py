@@ -17,6 +17,7 @@ from liveedit.distill.palette import (
     repaint,
     rgb_to_hsv,
 )
+from liveedit.distill.phrases import rephrase
 from liveedit.distill.scenes import Footage
 
 SMALL = SceneConfig(num_frames=5, height_px=48, width_px=64)
@@ -112,3 +113,18 @@ def test_grade_changes_everything_by_its_rule(footage: Footage) -> None:
             assert np.ptp(edit.target.astype(int), axis=-1).max() == 0
     assert "night" in names
     assert len(names) == 7
+
+
+def test_rephrased_instructions_still_name_the_object_and_its_new_colour() -> None:
+    rng = np.random.default_rng(0)
+    edit = {"kind": "recolour", "shape": "ball", "colour": "red", "new_colour": "blue"}
+    named = edit | {"instruction": "paint the red ball blue"}
+    by_colour = {rephrase(rng, named) for _ in range(99)}
+    assert len(by_colour) > 12
+    for words in by_colour:
+        assert {"red", "blue"} <= set(words.split())
+        assert {"ball", "sphere"} & set(words.split())
+    by_shape = [rephrase(rng, edit | {"instruction": "paint the ball blue"}) for _ in range(99)]
+    assert 20 < sum("red" not in words.split() for words in by_shape) < 90
+    whole = {"kind": "global", "instruction": "make it sepia"}
+    assert rephrase(rng, whole) == "make it sepia"
