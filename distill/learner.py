@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from liveedit.distill.parallel import Processes, plain
+from liveedit.distill.parallel import Processes, like, local, whole
 from liveedit.errors import LiveEditError
 
 
@@ -26,7 +27,7 @@ class Ema:
         # A young mean forgets its random start sooner.
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, p in module.state_dict().items():
-            self.state[name].lerp_(p, 1 - decay)
+            local(self.state[name]).lerp_(local(p), 1 - decay)
 
 
 class Learner:
@@ -72,7 +73,8 @@ class Learner:
             LiveEditError: the gradients are not finite; the weights stay as they were.
         """
         self.processes.average_gradients(self.parameters)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
+        total = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if not math.isfinite(norm):
             raise LiveEditError(f"the norm of the gradients became {norm}")
         for group in self.optimizer.param_groups:
@@ -90,25 +92,36 @@ class Learner:
             self.ema = Ema(self.module, self.ema.decay)
 
     def state(self) -> dict[str, Any]:
-        """Whole tensors on the CPU: `weights`, `optimizer`, `updates` and, if kept, `ema`."""
+        """Whole tensors on the CPU: `weights`, `optimizer`, `updates` and, if kept, `ema`.
+
+        Only the first process gets the tensors; all must call.
+        """
+        keep = self.processes.first
         state = {
-            "weights": plain(self.module.state_dict()),
-            "optimizer": plain(self.optimizer.state_dict()),
+            "weights": whole(self.module.state_dict(), keep),
+            "optimizer": whole(self.optimizer.state_dict(), keep),
             "updates": self.updates,
         }
         if self.ema is not None:
-            state["ema"] = plain(self.ema.state)
+            state["ema"] = whole(self.ema.state, keep)
         return state
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state``.
+        """Continue from a ``state``, whatever number of processes it was made by.
 
         Raises:
             KeyError, RuntimeError: it belongs to another module.
         """
         self.module.load_state_dict(state["weights"])
+        moments = state["optimizer"]["state"]
+        for i, parameter in enumerate(self.parameters):
+            if i in moments:
+                moments[i] = {
+                    name: like(parameter, value) if value.shape == parameter.shape else value
+                    for name, value in moments[i].items()
+                }
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
         if self.ema is not None:
             for name, value in self.ema.state.items():
-                value.copy_(state["ema"][name])
+                value.copy_(like(value, state["ema"][name]))

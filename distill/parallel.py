@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -10,6 +11,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from liveedit.distill.presets import Precision
 
 # Coding data on one process may keep the others waiting for long.
 TIMEOUT = timedelta(hours=2)
@@ -60,10 +70,13 @@ class Processes:
         return held
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Mean gradient over the processes, in place, for parameters that everyone holds whole."""
+        """Mean gradient over the processes, in place. Sharded ones have theirs already."""
         if self.world == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [g for g in gradients if not isinstance(g, DTensor)]
+        if not gradients:
+            return
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
         flat /= self.world
@@ -71,15 +84,20 @@ class Processes:
             g.copy_(mean.view_as(g))
 
 
-def join() -> None:
-    """Meet the other processes that torchrun started; nothing to do without it."""
-    if "WORLD_SIZE" not in os.environ:
-        return
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+def join(*, alone: bool = False) -> None:
+    """Meet the other processes that torchrun started.
+
+    Args:
+        alone: form a group of one where there is no torchrun; sharding needs a group.
+    """
+    cuda = torch.cuda.is_available()
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if "WORLD_SIZE" in os.environ:
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    elif alone:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def leave() -> None:
@@ -88,12 +106,67 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def plain(tree: Any) -> Any:
-    """A tree of tensors as whole tensors on the CPU."""
+def shard(module: nn.Module, units: Iterable[nn.Module], precision: Precision) -> None:
+    """Spread every parameter over the processes; a unit's are whole only while it runs.
+
+    Args:
+        units: the parts that are gathered one at a time; the rest is a unit of its own.
+    """
+    # The networks' outputs are views, and nothing writes into them.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(
+        "cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),)
+    )
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        # The networks cast what they are given; timesteps would not survive bf16.
+        cast_forward_inputs=False,
+    )
+    for unit in (*units, module):
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        for method in ("stream", "text_kv"):
+            if hasattr(unit, method):
+                register_fsdp_forward_method(unit, method)
+    module.register_load_state_dict_pre_hook(_scatter)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(reference: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor as ``reference`` is held: as it is, or this process's shard of it."""
+    if not isinstance(reference, DTensor) or isinstance(whole, DTensor):
+        return whole
+    # Every process read the whole tensor itself: nothing needs to be sent.
+    return distribute_tensor(whole, reference.device_mesh, reference.placements, src_data_rank=None)
+
+
+def _scatter(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = {name: p for name, p in (*module.named_parameters(), *module.named_buffers())}
+    for name, reference in own.items():
+        held = state.get(prefix + name)
+        if held is not None and held.shape == reference.shape:
+            state[prefix + name] = like(reference, held)
+
+
+def whole(tree: Any, keep: bool = True) -> Any:
+    """A tree of tensors as whole tensors on the CPU.
+
+    Shards are gathered one tensor at a time: every process must call this alike.
+
+    Args:
+        keep: whether this process wants them; the others get None in their place.
+    """
+    if isinstance(tree, DTensor):
+        tensor = tree.detach().full_tensor()
+        return tensor.cpu() if keep else None
     if isinstance(tree, Tensor):
-        return tree.detach().cpu()
+        return tree.detach().cpu() if keep else None
     if isinstance(tree, dict):
-        return {name: plain(value) for name, value in tree.items()}
+        return {name: whole(value, keep) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [plain(value) for value in tree]
+        return [whole(value, keep) for value in tree]
     return tree

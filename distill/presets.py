@@ -9,6 +9,10 @@ from liveedit.errors import UsageError
 
 Stage = Literal["foundation", "causal"]
 Forcing = Literal["released", "teacher_forcing"]
+# Whether every process holds all weights, or a shard of each tensor (FSDP2).
+Parallel = Literal["replicate", "shard"]
+# Of weights and activations in a pass. Master weights, optimizer and sums are always fp32.
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,10 @@ class TrainConfig:
     far_context: float = 0.3  # first block placed far back in time, as a sink of a long stream
     rephrase: float = 0.5  # share of object edits told in freshly drawn words
     save_every: int = 200
+    parallel: Parallel = "replicate"
+    precision: Precision = "fp32"
+    micro_batch_size: int = 0  # clips of one forward pass on each process; 0: its whole share
+    gradient_checkpointing: bool = False  # per block: half the memory, a third more time
     phases: tuple[PhaseConfig, ...] = field(
         default=(PhaseConfig(steps=1000, num_latent_frames=3, batch_size=8),)
     )
@@ -64,6 +72,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.phases:
             raise UsageError("phases is empty")
+        if self.precision == "bf16" and self.parallel != "shard":
+            raise UsageError('precision "bf16" needs parallel "shard", which works alone as well')
+        if self.save_every < 1:
+            raise UsageError(f"save_every must be at least 1, got {self.save_every}")
 
     @property
     def total_steps(self) -> int:

@@ -126,8 +126,9 @@ def read_config(options: argparse.Namespace) -> TrainConfig:
 
 def main(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
-    join()
-    trainer = FlowTrainer(read_config(options), options.out)
+    config = read_config(options)
+    join(alone=config.parallel == "shard")
+    trainer = FlowTrainer(config, options.out)
     if trainer.path.exists():
         trainer.resume()
         print(f"resumed {trainer.path} at step {trainer.step}", flush=True)

@@ -16,7 +16,7 @@ from liveedit.distill.batches import Batch, draw_batch
 from liveedit.distill.checkpoint import load_state, restore_rng, rng_state, save_state
 from liveedit.distill.editor import Editor
 from liveedit.distill.latents import LatentScene, SceneFolder, scene_names
-from liveedit.distill.parallel import Processes
+from liveedit.distill.parallel import Processes, shard
 from liveedit.distill.presets import TrainConfig
 from liveedit.distill.tokenizer import train_tokenizer
 from liveedit.errors import CheckpointError, LiveEditError, UsageError
@@ -32,10 +32,16 @@ class Trainer:
         self.config, self.out = config, out
         self.processes = Processes()
         for phase in config.phases:
-            if phase.batch_size % self.processes.world:
+            share, over = divmod(phase.batch_size, self.processes.world)
+            if over:
                 raise UsageError(
                     f"batch_size {phase.batch_size} does not divide among {self.processes.world} "
                     "processes; use a multiple"
+                )
+            if config.micro_batch_size and share % config.micro_batch_size:
+                raise UsageError(
+                    f"a process's share of {share} clips does not divide into parts of "
+                    f"micro_batch_size {config.micro_batch_size}"
                 )
         out.mkdir(parents=True, exist_ok=True)
         self.model, self.stream = named_config(config.model)
@@ -59,9 +65,15 @@ class Trainer:
         return self.config.save_every
 
     def new_editor(self) -> Editor:
-        """The networks with the seed's random weights, alike on every process."""
-        torch.manual_seed(self.config.seed)
-        return Editor(self.model).to(self.processes.device)
+        """The networks with the seed's random weights, alike on every process, or sharded."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        editor = Editor(self.model).to(self.processes.device)
+        editor.dit.gradient_checkpointing = config.gradient_checkpointing
+        if config.parallel == "shard":
+            shard(editor.dit, editor.dit.blocks, config.precision)
+            shard(editor.text, (), config.precision)
+        return editor
 
     # Data.
 
@@ -94,7 +106,8 @@ class Trainer:
         config, block = self.config, self.stream.num_frame_per_block
         whole = draw_batch(self.scenes, self.rng, config, config.phase_at(self.step), block)
         share = whole.share(self.processes.rank, self.processes.world)
-        return [part.to(self.processes.device) for part in share.split(len(share.prompts))]
+        size = config.micro_batch_size or len(share.prompts)
+        return [part.to(self.processes.device) for part in share.split(size)]
 
     def learning_rate(self) -> float:
         """Warm-up, then each phase goes linearly from where the last one ended to its own end."""

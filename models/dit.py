@@ -150,7 +150,9 @@ class Block(nn.Module):
         shift, scale, gate = pieces[:3]
         q, k, v = self.rotated_qkv(modulate(self.norm(x), scale, shift), cos, sin)
         out = self.self_attn.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-        return self.text_and_ffn(gated_add(x, out, gate), pieces, *self.text_kv(context))
+        # Not self.text_kv: sharding gives back the block's weights at the end of that method.
+        kv = self.cross_attn.text_kv(context)
+        return self.text_and_ffn(gated_add(x, out, gate), pieces, *kv)
 
     def stream(
         self,
