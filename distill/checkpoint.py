@@ -26,13 +26,14 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a state without running any code in it.
+    """Read a state without running any code in it. Tensors stay mapped to the file until used,
+    so that the processes of one machine share them.
 
     Raises:
         CheckpointError: the file cannot be read as one.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except Exception as error:

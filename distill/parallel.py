@@ -97,7 +97,8 @@ def join(*, alone: bool = False) -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group(backend, timeout=TIMEOUT)
     elif alone:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not list it
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def leave() -> None:
@@ -161,8 +162,8 @@ def whole(tree: Any, keep: bool = True) -> Any:
         keep: whether this process wants them; the others get None in their place.
     """
     if isinstance(tree, DTensor):
-        tensor = tree.detach().full_tensor()
-        return tensor.cpu() if keep else None
+        tensor = tree.full_tensor()
+        return tensor.detach().cpu() if keep else None
     if isinstance(tree, Tensor):
         return tree.detach().cpu() if keep else None
     if isinstance(tree, dict):
