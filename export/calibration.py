@@ -2,7 +2,8 @@
 
 Two further outputs per tensor are computed inside the graph, so memory does not grow with the
 number of tokens: the largest magnitude of each channel, and a few rows drawn anew in every pass.
-Both are summed up on the host over all passes, chunks, clips and prompts.
+Both are summed up on the host over all passes, chunks, clips and prompts. What is drawn depends on
+the stream and the pass alone, so streams may run in any order, or side by side.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +32,8 @@ from liveedit.schedule import denoising_steps
 Array = np.ndarray[Any, np.dtype[np.float32]]
 DRAW = "calibration_draw"
 ROWS_PER_PASS = 8
-MAX_ROWS = 1024  # kept per tensor
+MAX_ROWS, MAX_ROW_VALUES = 1024, 2**20  # kept per tensor: rows, and rows times channels
+MODES = ("off", "released")  # of the mask cache; every clip is edited with each
 VERSION = 1
 
 
@@ -145,34 +148,62 @@ def probe(model: ir.Model, tensors: Iterable[str]) -> tuple[TensorSpec, ...]:
 
 
 class Collector:
-    """Sums up the probes of every pass of the streams it watches."""
+    """Sums up the probes of every pass of the streams that it is told of.
+
+    A stream is one clip in one mask-cache mode; it has a number. Rows come from passes that are
+    chosen by lot, as many as fit.
+    """
 
     def __init__(self, tensors: Sequence[str], seed: int = 0) -> None:
         self._tensors = tensors
-        self._random = np.random.default_rng(seed)
+        self._seed = seed
         self._amax: dict[str, Array] = {}
-        self._rows: dict[str, list[Array]] = {t: [] for t in tensors}
+        self._rows: dict[str, list[tuple[float, tuple[int, int], Array]]] = {t: [] for t in tensors}
+        self._lock = threading.Lock()
         self.passes = 0
 
-    def watch(self, trial: Trial, model: ir.Model) -> None:
-        """Run a probed copy of the step in ``trial`` and look after every pass."""
+    def watch(self, trial: Trial, model: ir.Model) -> Callable[[int], None]:
+        """Run a probed copy of the step in ``trial`` and look after every pass.
+
+        Returns:
+            What to call with a stream's number before it starts.
+        """
         outputs = probe(model, self._tensors)
         draw = TensorSpec(name=DRAW, dtype="float32", shape=(ROWS_PER_PASS,))
+        at = [0, 0]
         trial.backend.swap(model, (draw,), outputs)
-        trial.backend.around_step(
-            before=lambda: trial.backend.write(
-                DRAW, self._random.uniform(0, 0.999, ROWS_PER_PASS).astype(np.float32)
-            ),
-            after=lambda: self._take(trial),
-        )
 
-    def _take(self, trial: Trial) -> None:
-        self.passes += 1
-        for tensor in self._tensors:
-            amax = trial.backend.read(f"amax:{tensor}")
-            known = self._amax.setdefault(tensor, np.zeros_like(amax))
-            np.maximum(known, amax, out=known)
-            self._rows[tensor].append(trial.backend.read(f"rows:{tensor}")[0].copy())
+        def start(stream: int) -> None:
+            at[:] = stream, 0
+
+        def after() -> None:
+            self.take(at[0], at[1], trial.backend.read)
+            at[1] += 1
+
+        trial.backend.around_step(
+            before=lambda: trial.backend.write(DRAW, self.draw(at[0], at[1])), after=after
+        )
+        return start
+
+    def draw(self, stream: int, number: int) -> Array:
+        """Where pass ``number`` of a stream takes its rows: float32 [ROWS_PER_PASS] in [0, 1)."""
+        random = np.random.default_rng((self._seed, stream, number))
+        return random.uniform(0, 0.999, ROWS_PER_PASS).astype(np.float32)
+
+    def take(self, stream: int, number: int, read: Callable[[str], Array]) -> None:
+        """Add one pass; ``read`` gives a probe's output by its name."""
+        lot = float(np.random.default_rng((self._seed, stream, number, 1)).random())
+        with self._lock:
+            self.passes += 1
+            for tensor in self._tensors:
+                amax = read(f"amax:{tensor}")
+                known = self._amax.setdefault(tensor, np.zeros_like(amax))
+                np.maximum(known, amax, out=known)
+                rows = self._rows[tensor]
+                rows.append((lot, (stream, number), read(f"rows:{tensor}")[0].copy()))
+                most = min(MAX_ROWS, max(MAX_ROW_VALUES // len(amax), 64)) // ROWS_PER_PASS
+                if len(rows) > most:
+                    rows.remove(max(rows, key=lambda row: row[0]))
 
     def ranges(self) -> dict[str, TensorRange]:
         """
@@ -181,15 +212,14 @@ class Collector:
         """
         out = {}
         for tensor in self._tensors:
-            amax, rows = self._amax[tensor], np.concatenate(self._rows[tensor])
+            amax = self._amax[tensor]
             if not np.isfinite(amax).all():
                 raise UsageError(
                     f"tensor {tensor!r} is not finite during calibration. Check the bundle with "
                     "the same clips in fp32."
                 )
-            if len(rows) > MAX_ROWS:
-                rows = rows[np.sort(self._random.permutation(len(rows))[:MAX_ROWS])]
-            out[tensor] = TensorRange(amax, rows)
+            ordered = sorted(self._rows[tensor], key=lambda row: row[1])
+            out[tensor] = TensorRange(amax, np.concatenate([rows for _, _, rows in ordered]))
         return out
 
 
@@ -208,22 +238,34 @@ def calibrate(
         UsageError: the clips do not fit, see `check_clips`.
     """
     check_clips(clips, manifest)
-    tensors = list(sites(linears(load_step(root, manifest, precision))))
-    collector = Collector(tensors)
-    modes = ("off", "released")
-    for mode in modes:
+    collector = Collector(step_tensors(root, manifest, precision))
+    for mode in MODES:
         with Trial(root, manifest, precision, mask_cache=mode, threads=threads) as trial:  # type: ignore[arg-type]
-            collector.watch(trial, load_step(root, manifest, precision))
-            for clip in clips:
+            start = collector.watch(trial, load_step(root, manifest, precision))
+            for number, clip in enumerate(clips):
                 progress(f"calibrating: {clip.name}, mask cache {mode}")
+                start(MODES.index(mode) * len(clips) + number)
                 trial.edit(clip)
-    assert collector.passes >= 2 * len(clips) * (len(denoising_steps(manifest.stream)) + 1)
+    return collected(manifest, precision, clips, collector)
+
+
+def step_tensors(root: Path, manifest: Manifest, precision: str) -> list[str]:
+    """The tensors that the linears of `dit_step` read."""
+    return list(sites(linears(load_step(root, manifest, precision))))
+
+
+def collected(
+    manifest: Manifest, precision: str, clips: Sequence[Clip], collector: Collector
+) -> Statistics:
+    """Statistics of all streams of the clips, with what they were taken from."""
+    passes_a_chunk = len(denoising_steps(manifest.stream)) + 1
+    assert collector.passes >= len(MODES) * len(clips) * passes_a_chunk, collector.passes
     origin = Origin(
         precision=precision,
         stream=manifest.stream,
         graph=step_files(manifest, precision),
         clips={c.name: clip_hash(c) for c in clips},
-        mask_cache=modes,
+        mask_cache=MODES,
         passes=collector.passes,
     )
     return Statistics(origin, collector.ranges())
@@ -232,6 +274,8 @@ def calibrate(
 def clip_hash(clip: Clip) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(clip.frames).tobytes())
     digest.update(f"{clip.frames.shape} {clip.prompt}".encode())
+    if clip.text_embeds is not None:
+        digest.update(np.ascontiguousarray(clip.text_embeds).tobytes())
     return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from liveedit.bundle import Manifest
 from liveedit.errors import UsageError
@@ -20,7 +21,8 @@ HELD_OUT = 3  # every third clip is for the gate alone
 def read_folder(folder: Path, manifest: Manifest, num_frames: int) -> list[Clip]:
     """Every video of a folder, cropped and scaled to the bundle's size, with a prompt each.
 
-    ``prompts.txt`` has one prompt a line; clips take them in turn, in the order of their names.
+    ``prompts.txt`` has one prompt a line; clips take them in turn, in the order of their names. A
+    clip with an array of its name beside it, ``<name>.npy``, has its prompt encoded already.
 
     Raises:
         UsageError: no folder, no video, no prompt, or a video smaller than the bundle's frames.
@@ -66,7 +68,21 @@ def read_clip(path: Path, prompt: str, manifest: Manifest, num_frames: int) -> C
             frames.append(fit.to_model(frame.image))
             if len(frames) == num_frames:
                 break
-    return Clip(path.name, np.stack(frames), prompt)
+    return Clip(path.name, np.stack(frames), prompt, _embeds(path.with_suffix(".npy"), manifest))
+
+
+def _embeds(path: Path, manifest: Manifest) -> npt.NDArray[np.float32] | None:
+    """An encoded prompt [1, text_len, text_dim], or None if there is no such file."""
+    if not path.is_file():
+        return None
+    dit = manifest.model.dit
+    try:
+        array = np.load(path, allow_pickle=False)
+        if array.shape != (1, dit.text_len, dit.text_dim):
+            raise ValueError(f"it is {list(array.shape)}, not {[1, dit.text_len, dit.text_dim]}")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} holds no text embeddings of this bundle: {error}") from None
+    return np.asarray(array, np.float32)
 
 
 def split(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:

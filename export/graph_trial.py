@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -22,11 +23,21 @@ STEP = "dit_step"
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Source frames [n, H, W, 3] uint8 of the bundle's size, and what to do with them."""
+    """Source frames [n, H, W, 3] uint8 of the bundle's size, and what to do with them.
+
+    ``text_embeds`` [1, text_len, text_dim] float32: the prompt, if it was encoded elsewhere.
+    """
 
     name: str
     frames: Frames
     prompt: str
+    text_embeds: npt.NDArray[np.float32] | None = None
+
+    def give_prompt(self, editor: StreamEditor) -> None:
+        if self.text_embeds is None:
+            editor.set_prompt(self.prompt)
+        else:
+            editor.set_text_embeds(self.text_embeds)
 
 
 def load_step(root: Path, manifest: Manifest, precision: str) -> ir.Model:
@@ -133,7 +144,7 @@ class Trial:
     def edit(self, clip: Clip) -> Frames:
         """Every edited frame of a clip [n, H, W, 3], as a new stream."""
         self._editor.reset()
-        self._editor.set_prompt(clip.prompt)
+        clip.give_prompt(self._editor)
         chunks = self._editor.push(clip.frames) + self._editor.flush()
         return np.concatenate([chunk.frames for chunk in chunks])
 

@@ -97,17 +97,20 @@ class OnnxBackend:
     def load(
         self, graph: str, spec: GraphSpec, path: Path, bindings: Sequence[Binding]
     ) -> OnnxEngine:
+        session = self._open(path)
+        self._check(path, [t.name for t in session.get_inputs()], spec.inputs)
+        self._check(path, [t.name for t in session.get_outputs()], spec.outputs)
+        return OnnxEngine(session, spec, self._buffers, bindings)
+
+    def _open(self, path: Path) -> ort.InferenceSession:
         try:
-            session = ort.InferenceSession(
+            return ort.InferenceSession(
                 path, sess_options=self._options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises a class per status, with no public base
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load {path}: {error}. Export again."
             ) from error
-        self._check(path, [t.name for t in session.get_inputs()], spec.inputs)
-        self._check(path, [t.name for t in session.get_outputs()], spec.outputs)
-        return OnnxEngine(session, spec, self._buffers, bindings)
 
     def _check(self, path: Path, found: list[str], stated: tuple[TensorSpec, ...]) -> None:
         names = [t.name for t in stated]
