@@ -72,8 +72,17 @@ LIVEEDIT_HD float div_rn(float a, float b) {
 #endif
 }
 
+LIVEEDIT_HD int popcount(uint32_t word) {
+#ifdef __CUDA_ARCH__
+    return __popc(word);
+#else
+    return __builtin_popcount(word);
+#endif
+}
+
 struct Float32 {
     using Bits = uint32_t;
+    LIVEEDIT_HD static bool finite(Bits bits) { return (bits & 0x7f800000u) != 0x7f800000u; }
     LIVEEDIT_HD static float load(Bits bits) { return bits_float(bits); }
     LIVEEDIT_HD static Bits round(float value) {
         const uint32_t bits = float_bits(value);
@@ -83,6 +92,7 @@ struct Float32 {
 
 struct Float16 {
     using Bits = uint16_t;
+    LIVEEDIT_HD static bool finite(Bits bits) { return (bits & 0x7c00u) != 0x7c00u; }
     LIVEEDIT_HD static float load(Bits bits) {
 #ifdef __CUDA_ARCH__
         return __half2float(__ushort_as_half(bits));
@@ -119,6 +129,7 @@ struct Float16 {
 
 struct BFloat16 {
     using Bits = uint16_t;
+    LIVEEDIT_HD static bool finite(Bits bits) { return (bits & 0x7f80u) != 0x7f80u; }
     LIVEEDIT_HD static float load(Bits bits) {
         return bits_float(static_cast<uint32_t>(bits) << 16);
     }

@@ -23,22 +23,45 @@ DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _FLOAT, _UINT = ctypes.c_float, ctypes.c_uint32
+# What each does and the shapes of its arrays: plugins/launchers.h.
 _SIGNATURES: dict[str, list[Any]] = {
     # x, scale, shift, keep_index, y, tokens, kept, width, dtype
     "mask_cache_gather": [*[_POINTER] * 5, _INT64, _INT64, _INT64, _INT],
     # x, update, store, gate, token_row, y, store_out, tokens, kept, width, dtype
     "mask_cache_scatter": [*[_POINTER] * 7, _INT64, _INT64, _INT64, _INT],
-    # rgb uint8 [pixels, 3], table [256] real, planes [3, pixels] real, pixels, dtype
+    # rgb, table, planes, pixels, dtype
     "frames_in": [_POINTER, _POINTER, _POINTER, _INT64, _INT],
-    # planes, rgb, pixels, low, scale, dtype: (value - low) * scale, rounded and clamped
+    # planes, rgb, pixels, low, scale, dtype
     "frames_out": [_POINTER, _POINTER, _INT64, _FLOAT, _FLOAT, _INT],
-    # key uint64 [seed, chunk], out [count] real, count, draw, dtype
+    # y, uv, table, planes, frames, height, width, pitch, frame_stride, plane_stride, bt709,
+    # full_range, dtype
+    "nv12_in": [*[_POINTER] * 4, *[_INT64] * 6, _INT, _INT, _INT],
+    # planes, y, uv, frames, height, width, pitch, frame_stride, plane_stride, low, scale, bt709,
+    # full_range, dtype
+    "nv12_out": [*[_POINTER] * 3, *[_INT64] * 6, _FLOAT, _FLOAT, _INT, _INT, _INT],
+    # control, counts, write_index, kv_full, kv_pruned, non_finite, slots, sink_slots,
+    # rows_per_slot, frames
+    "begin_chunk": [*[_POINTER] * 6, *[_INT64] * 4],
+    # key, out, count, draw, dtype
     "noise": [_POINTER, _POINTER, _INT64, _UINT, _INT],
-    # buffers: addresses [num_buffers] of [groups, rows, row_bytes]; plan int64 [src, dst, count];
-    # num_buffers, groups, rows, row_bytes, most_rows, every buffer starts on 16 bytes
-    "copy_rows": [_POINTER, _POINTER, _INT64, _INT64, _INT64, _INT64, _INT64, _INT],
-    # edited, source [channels, pixels] real, out float32 [pixels], channels, pixels, dtype
-    "importance": [_POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT],
+    # first_frame, frequency, cos, sin, frames, tokens, pairs, columns
+    "rope_time": [*[_POINTER] * 4, *[_INT64] * 4],
+    # buffers, plan, num_buffers, groups, rows, row_bytes, most_rows, aligned
+    "copy_rows": [_POINTER, _POINTER, *[_INT64] * 5, _INT],
+    # x, count, flag, dtype
+    "non_finite": [_POINTER, _INT64, _POINTER, _INT],
+    # x0, last_good, source, bytes, flag, has_good, outcome, host_outcome, policy
+    "replace": [_POINTER, _POINTER, _POINTER, _INT64, *[_POINTER] * 4, _INT],
+    # edited, source, scratch, importance, peak, host_peak, channels, pixels, bfloat16_steps, dtype
+    "importance": [*[_POINTER] * 6, _INT64, _INT64, _INT, _INT],
+    # importance, full, scratch, keep_index, token_row, kept, counts, host_counts, frames, height,
+    # width, mode, keep, bucket, budget
+    "select_tokens": [*[_POINTER] * 8, *[_INT64] * 3, _INT, *[_INT64] * 3],
+}
+# Bytes of scratch, from sizes alone; the same name in every library.
+_SIZES: dict[str, list[Any]] = {
+    "importance_scratch": [_INT64],  # pixels
+    "select_scratch": [_INT64, _INT64, _INT64],  # frames, height, width
 }
 
 
@@ -52,7 +75,8 @@ def load_kernels(path: Path) -> ctypes.CDLL:
     """Load a native library by absolute path and declare its functions.
 
     Functions are ``liveedit_NAME(..., stream)`` of the CUDA libraries, ``liveedit_host_NAME(...)``
-    of the host library. They return 0 or a CUDA error number; see ``check_launch``.
+    of the host library. They return 0 or a CUDA error number; see ``check_launch``. Both have
+    ``liveedit_importance_scratch`` and ``liveedit_select_scratch``, which return bytes.
 
     Raises:
         BackendError: the path is relative, is not a library, or lacks a function.
@@ -68,17 +92,24 @@ def load_kernels(path: Path) -> ctypes.CDLL:
         ) from None
     host = path.name == HOST_LIBRARY
     for name, arguments in _SIGNATURES.items():
-        symbol = f"liveedit_host_{name}" if host else f"liveedit_{name}"
-        try:
-            function = getattr(library, symbol)
-        except AttributeError:
-            raise BackendError(
-                f"kernel library {path} has no function {symbol}; it is of another version. "
-                "Install liveedit-trt again."
-            ) from None
+        function = _function(library, path, f"liveedit_host_{name}" if host else f"liveedit_{name}")
         function.argtypes = arguments if host else [*arguments, _POINTER]
         function.restype = _INT
+    for name, arguments in _SIZES.items():
+        function = _function(library, path, f"liveedit_{name}")
+        function.argtypes = arguments
+        function.restype = _INT64
     return library
+
+
+def _function(library: ctypes.CDLL, path: Path, symbol: str) -> Any:
+    try:
+        return getattr(library, symbol)
+    except AttributeError:
+        raise BackendError(
+            f"kernel library {path} has no function {symbol}; it is of another version. "
+            "Install liveedit-trt again."
+        ) from None
 
 
 def check_launch(status: int, kernel: str) -> None:

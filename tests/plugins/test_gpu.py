@@ -202,14 +202,20 @@ def test_copy_rows(device: Device, kernels: ctypes.CDLL, row_bytes: int) -> None
         np.testing.assert_array_equal(device.get(address, array), array)
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("dtype", REAL)
-def test_importance(device: Device, kernels: ctypes.CDLL, host: ctypes.CDLL, dtype: str) -> None:
+def test_importance(
+    device: Device, kernels: ctypes.CDLL, host: ctypes.CDLL, dtype: str, bfloat16: bool
+) -> None:
     rng = np.random.default_rng(0)
-    edited, source = any_bits(rng, (2, 16, 3 * 60 * 104), dtype)
+    edited, source = rng.normal(size=(2, 16, 3 * 60 * 104)).astype(REAL[dtype])
     out = np.zeros(3 * 60 * 104, np.float32)
-    sizes = (16, out.size, DTYPE_CODES[dtype])
-    addresses = [device.put(a) for a in (edited, source, out)]
-    assert kernels.liveedit_importance(*addresses, *sizes, None) == 0
-    pointers = [a.ctypes.data for a in (edited, source, out)]
-    assert host.liveedit_host_importance(*pointers, *sizes) == 0
-    np.testing.assert_array_equal(device.get(addresses[2], out), out)
+    scratch = np.zeros(kernels.liveedit_importance_scratch(out.size), np.uint8)
+    peak = np.zeros(1, np.float32)
+    arrays = (edited, source, scratch, out, peak)
+    sizes = (16, out.size, bfloat16, DTYPE_CODES[dtype])
+    addresses = [device.put(a) for a in arrays]
+    assert kernels.liveedit_importance(*addresses, None, *sizes, None) == 0
+    assert host.liveedit_host_importance(*(a.ctypes.data for a in arrays), None, *sizes) == 0
+    np.testing.assert_array_equal(device.get(addresses[3], out), out)
+    np.testing.assert_array_equal(device.get(addresses[4], peak), peak)
