@@ -62,7 +62,9 @@ def random_scenes(folder: Path, count: int = 3) -> Path:
             source=rng.normal(size=(16, 3, 4, 4)).astype(np.float16),
             targets=rng.normal(size=(2, 16, 3, 4, 4)).astype(np.float16),
             masks=rng.integers(0, 256, (2, 3, 4, 4)).astype(np.uint8),
-            edits=[{"instruction": f"make it {colour}"} for colour in ("red", "blue")],
+            edits=[
+                {"instruction": f"make it {colour}", "kind": "pair"} for colour in ("red", "blue")
+            ],
         )
         save_scene(folder / f"{i}.npz", scene)
     return folder
