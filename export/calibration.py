@@ -14,7 +14,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +289,14 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
     write_atomic(path, data.getvalue())
 
 
-def load_statistics(path: Path, manifest: Manifest, precision: str) -> Statistics:
+def load_statistics(
+    path: Path, manifest: Manifest, precision: str, *, any_size: bool = False
+) -> Statistics:
     """Read statistics and check that they are of this bundle's graph.
+
+    Args:
+        any_size: allow those of a bundle of the same weights, byte for byte, for another picture
+            size or window. A large model can be calibrated on small pictures.
 
     Raises:
         UsageError: missing, unreadable, or taken from another model or resolution.
@@ -319,12 +325,15 @@ def load_statistics(path: Path, manifest: Manifest, precision: str) -> Statistic
             f"Calibrate again, or add --base {origin.precision}."
         )
     theirs, ours = origin.stream, manifest.stream
-    if (theirs.height_px, theirs.width_px) != (ours.height_px, ours.width_px):
+    if (theirs.height_px, theirs.width_px) != (ours.height_px, ours.width_px) and not any_size:
         raise UsageError(
             f"{path} was taken at {theirs.height_px} x {theirs.width_px}, this bundle edits "
             f"{ours.height_px} x {ours.width_px}. Calibrate again."
         )
     stated = step_files(manifest, precision)
+    if any_size:
+        stated = {f: sha for f, sha in stated.items() if not f.endswith(".onnx")}
+        origin = replace(origin, graph={f: origin.graph.get(f, "none") for f in stated})
     if origin.graph != stated:
         file = next((f for f in stated if origin.graph.get(f) != stated[f]), "dit_step")
         raise UsageError(

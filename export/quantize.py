@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from liveedit.errors import UsageError
+from liveedit.export.lazy import lazy_value
 from liveedit.export.linears import Linear, constant, linears, stored
 from liveedit.export.smoothing import smooth
 
@@ -159,13 +160,30 @@ def _weight(model: ir.Model, layer: Linear, factor: Array | None, form: Format) 
         weight = weight * factor[:, None]
     scale = weight_scale(weight, form, real.numpy())
     name = f"{layer.name}.weight.T"
-    value = _initializer(model, f"{name}.{form.name}", form.encode(weight / scale))
+    value = _coded(model, f"{name}.{form.name}", layer.weight, factor, scale, form)
     step = _initializer(model, f"{name}.scale", scale.astype(real.numpy()))
     node = ir.node("DequantizeLinear", [value, step], {"axis": 1}, name=f"{layer.name}/Dequantize")
     node.outputs[0].name = f"{name}.dequantised"
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(real), ir.Shape(weight.shape)
     model.graph.insert_before(layer.node, node)
     return node.outputs[0]
+
+
+def _coded(
+    model: ir.Model, name: str, weight: ir.Value, factor: Array | None, scale: Array, form: Format
+) -> ir.Value:
+    """The weight in eight bits, made when it is written: no model is in memory twice."""
+    tensor = stored(weight)
+    assert tensor is not None
+
+    def make() -> np.ndarray[Any, Any]:
+        wide = tensor.numpy().astype(np.float32)
+        return form.encode((wide if factor is None else wide * factor[:, None]) / scale)
+
+    assert name not in model.graph.initializers, name
+    value = lazy_value(make, form.dtype, list(tensor.shape), name)
+    model.graph.initializers[name] = value
+    return value
 
 
 def _bias_as_row(model: ir.Model, layer: Linear) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from liveedit.export.lazy import lazy_value
 from liveedit.export.linears import Linear, constant, linears, stored
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -53,12 +54,27 @@ def smooth(
         return _explicit(model, x, inverse)
     for reader in readers:
         if reader.name not in quantised:
-            weight = constant(reader.weight) * factor[:, None]
-            reader.node.replace_input_with(1, _constant(model, reader.weight, weight))
+            scaled = _scaled(model, reader.weight, factor[:, None], "smoothed")
+            reader.node.replace_input_with(1, scaled)
     return x
 
 
-def _constant(model: ir.Model, like: ir.Value, data: Array, suffix: str = "smoothed") -> ir.Value:
+def _scaled(model: ir.Model, weight: ir.Value, factor: Array, suffix: str) -> ir.Value:
+    """A weight times a factor, in the weight's type, made when it is written."""
+    tensor, dtype = stored(weight), weight.dtype
+    assert tensor is not None
+    assert dtype is not None
+
+    def make() -> np.ndarray[Any, Any]:
+        return (tensor.numpy().astype(np.float32) * factor).astype(dtype.numpy())
+
+    name = f"{weight.name}.{suffix}"
+    value = lazy_value(make, dtype, list(tensor.shape), name)
+    model.graph.initializers[name] = value
+    return value
+
+
+def _constant(model: ir.Model, like: ir.Value, data: Array, suffix: str) -> ir.Value:
     """A new initializer of the type of ``like``."""
     assert like.dtype is not None
     name = f"{like.name}.{suffix}"
@@ -166,8 +182,7 @@ def _into_values(model: ir.Model, x: ir.Value, inverse: Array) -> bool:
         return False
     if stored(bias.inputs[1]) is None:
         return False
-    weight = constant(v.weight) * inverse
-    v.node.replace_input_with(1, _constant(model, v.weight, weight, "for_o"))
+    v.node.replace_input_with(1, _scaled(model, v.weight, inverse, "for_o"))
     bias.replace_input_with(
         1, _constant(model, bias.inputs[1], constant(bias.inputs[1]) * inverse, "for_o")
     )

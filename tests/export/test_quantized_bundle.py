@@ -146,10 +146,13 @@ def test_statistics_are_of_one_model(bundle: Path, tmp_path: Path) -> None:
     larger = replace(manifest, stream=replace(manifest.stream, width_px=96))
     with pytest.raises(UsageError, match="taken at 48 x 64, this bundle edits 48 x 96"):
         load_statistics(path, larger, "fp32")
+    assert load_statistics(path, larger, "fp32", any_size=True).origin.stream == manifest.stream
     files = {**manifest.files}
     files["graphs/dit.weights"] = replace(files["graphs/dit.weights"], sha256="0" * 64)
     with pytest.raises(UsageError, match=r"another model: graphs/dit\.weights"):
         load_statistics(path, replace(manifest, files=files), "fp32")
+    with pytest.raises(UsageError, match=r"another model: graphs/dit\.weights"):
+        load_statistics(path, replace(manifest, files=files), "fp32", any_size=True)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UsageError, match="holds no statistics"):
         load_statistics(path, manifest, "fp32")
