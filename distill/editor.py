@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from liveedit.config import ModelConfig
+from liveedit.distill.checkpoint import load_state
 from liveedit.distill.tokenizer import encode_prompts
+from liveedit.errors import CheckpointError
 from liveedit.models.dit import CausalWanDiT
 from liveedit.models.umt5 import UMT5Encoder
 
@@ -43,3 +49,31 @@ def by_part(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def joined(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """The inverse of `by_part`."""
     return {f"{part}.{name}": v for part, state in parts.items() for name, v in state.items()}
+
+
+def load_mean_weights(
+    editor: Editor, path: Path, *, stages: Sequence[str], option: str
+) -> dict[str, Any]:
+    """Take the running mean of a checkpoint's weights, if it is of one of the ``stages``.
+
+    Args:
+        option: of the command line, to name in messages.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        CheckpointError: it is of another stage, or of other networks.
+    """
+    state = load_state(path)
+    if state.get("stage") not in stages:
+        what = f"of stage {state['stage']}" if "stage" in state else "no stage's"
+        raise CheckpointError(
+            f"{option} {path} is {what}, and must be of stage {' or '.join(stages)}; "
+            "give the latest.pt of such a run"
+        )
+    try:
+        editor.load_state_dict(joined(state["ema"]))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{option} {path} does not fit the networks: {error}") from None
+    return state

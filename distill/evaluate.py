@@ -20,7 +20,7 @@ from liveedit.distill.encode import load_codec
 from liveedit.distill.footage import real_footage
 from liveedit.distill.latents import to_tensor
 from liveedit.distill.palette import nearest_colour
-from liveedit.distill.rollout import stream_edit
+from liveedit.distill.rollout import from_generator, stream_edit
 from liveedit.distill.scenes import Bytes
 from liveedit.distill.sources import load_clip
 from liveedit.errors import UsageError
@@ -48,7 +48,7 @@ class TorchStream:
         source = self.codec.encode(to_tensor(frames))
         embeds = self.editor.embed(self.tokenizer, [prompt])
         rng = torch.Generator().manual_seed(seed)
-        edited = stream_edit(self.editor.dit, embeds, source, self.stream, rng)
+        edited = stream_edit(self.editor.dit, embeds, source, self.stream, from_generator(rng))
         return _frames(self.codec.decode(edited))
 
 

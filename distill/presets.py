@@ -7,12 +7,13 @@ from typing import Literal
 
 from liveedit.errors import UsageError
 
-Stage = Literal["foundation", "causal"]
+Stage = Literal["foundation", "causal", "dmd"]
 Forcing = Literal["released", "teacher_forcing"]
 # Whether every process holds all weights, or a shard of each tensor (FSDP2).
 Parallel = Literal["replicate", "shard"]
 # Of weights and activations in a pass. Master weights, optimizer and sums are always fp32.
 Precision = Literal["fp32", "bf16"]
+LossWeight = Literal["flat", "bell", "noise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,55 @@ class PhaseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DmdConfig:
+    """What only stage ``dmd`` has: distribution matching on the student's own rollouts.
+
+    Every step trains the critic; every ``critic_steps``-th one trains the student first.
+    """
+
+    critic_steps: int = 5
+    critic_lr: float = 4e-7
+    critic_warmup: int = 0  # first steps, in which only the critic learns
+    guidance: float = 0.0  # g in c + g (c - u) of the real score; 0: no unconditional pass
+    negative_prompt: str = ""  # u's prompt
+    timestep_shift: float = 5.0  # of the level at which the scores are compared
+    timestep_min: float = 20.0
+    timestep_max: float = 980.0
+    rollout_steps: Literal["stream", "warped"] = "stream"  # the stream's list, or that list warped
+    # The pass that carries the gradient, earlier ones have none and later ones do not run: one
+    # draw for all clips and blocks, one per block, or always the last.
+    exit_step: Literal["shared", "per_block", "last"] = "shared"
+    context_sigma: float = 0.0  # noise on the finished block when its keys and values are kept
+    weight: float = 1.0  # of the distribution-matching loss
+    regression: float = 0.0  # of the squared error of the rollout against the target
+    flow: float = 0.0  # of the causal stage's own loss
+    ema_start: int = 0  # updates of the student before its running mean begins
+
+    def __post_init__(self) -> None:
+        if self.critic_steps < 1:
+            raise UsageError(f"critic_steps must be at least 1, got {self.critic_steps}")
+        if not 0 < self.timestep_min < self.timestep_max <= 1000:
+            raise UsageError(
+                f"timestep_min {self.timestep_min} and timestep_max {self.timestep_max} must rise "
+                "within (0, 1000]"
+            )
+        if not 0 <= self.context_sigma < 1:
+            raise UsageError(f"context_sigma must lie in [0, 1), got {self.context_sigma}")
+        if max(self.weight, self.regression, self.flow) <= 0:
+            raise UsageError("the student has no loss: weight, regression and flow are all 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run of one stage.
 
     ``foundation`` is full attention with one timestep per clip. ``causal`` is block-causal with a
     timestep per block: ``released`` noises every block by itself, ``teacher_forcing`` shows each
-    block the clean blocks before it, as the stream's KV cache will.
+    block the clean blocks before it, as the stream's KV cache will. ``dmd`` rolls the causal
+    student out as the stream does and moves its samples towards a teacher's distribution.
+
+    ``loss_weight`` of a level: ``flat``; ``bell`` as released, highest at t = 500, mean 1 over the
+    shifted table; ``noise``, the squared error of the predicted noise.
     """
 
     stage: Stage = "causal"
@@ -56,6 +100,10 @@ class TrainConfig:
     channel_weights: tuple[float, ...] = ()  # loss of each latent channel; empty: all alike
     step_share: float = 0.65  # timesteps drawn from the stream's own step list; the rest uniform
     first_step_share: float = 0.5  # of those, drawn at the first step of the list
+    timestep_min: float = 20.0  # of the uniform ones, before the shift
+    timestep_shift: float = 1.0  # warps the uniform ones towards noise; 1 leaves them
+    loss_weight: LossWeight = "flat"
+    train_text: bool = True  # False keeps the text encoder as it is
     context_noise: float = 0.1  # Gaussian noise on clean context, standard deviation
     other_context: float = 0.15  # context that carries another edit or none
     far_context: float = 0.3  # first block placed far back in time, as a sink of a long stream
@@ -65,6 +113,7 @@ class TrainConfig:
     precision: Precision = "fp32"
     micro_batch_size: int = 0  # clips of one forward pass on each process; 0: its whole share
     gradient_checkpointing: bool = False  # per block: half the memory, a third more time
+    dmd: DmdConfig = DmdConfig()
     phases: tuple[PhaseConfig, ...] = field(
         default=(PhaseConfig(steps=1000, num_latent_frames=3, batch_size=8),)
     )

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from liveedit.config import StreamConfig
 from liveedit.distill.batches import Batch
-from liveedit.distill.presets import PhaseConfig, TrainConfig
+from liveedit.distill.presets import LossWeight, PhaseConfig, TrainConfig
 from liveedit.models.block_mask import block_causal_mask, teacher_forcing_mask
 from liveedit.models.dit import CausalWanDiT
+from liveedit.schedule import timestep_table
 
 
 class Draws:
@@ -45,6 +46,25 @@ class Draws:
         return int(torch.randint(count, (), generator=self.common))
 
 
+def warp(timestep: Tensor, shift: float) -> Tensor:
+    """Timesteps in [0, 1000] moved towards noise: s -> shift s / (1 + (shift - 1) s)."""
+    return 1000 * shift * timestep / (1000 + (shift - 1) * timestep)
+
+
+def level_weight(kind: LossWeight, timestep: Tensor, shift: float) -> Tensor:
+    """The weight of a squared velocity error at each timestep, see `TrainConfig`."""
+    if kind == "flat":
+        return torch.ones_like(timestep)
+    if kind == "noise":  # the predicted noise is x_t + (1 - sigma) v
+        return (1 - timestep / 1000).square()
+
+    def bell(t: Tensor) -> Tensor:
+        return torch.exp(-2 * ((t - 500) / 1000).square())
+
+    table = bell(torch.from_numpy(timestep_table(shift)))
+    return (bell(timestep) - table.min()) / (table - table.min()).mean()
+
+
 def draw_timesteps(
     config: TrainConfig, steps: tuple[float, ...], batch: int, blocks: int, draws: Draws
 ) -> Tensor:
@@ -53,7 +73,8 @@ def draw_timesteps(
     roll = draws.uniform(batch, blocks)
     later = 1 + (roll - config.first_step_share) / (1 - config.first_step_share) * rest
     picked = torch.where(roll < config.first_step_share, 0.0, later).long().clamp(0, len(steps) - 1)
-    uniform = 20 + 980 * draws.uniform(batch, blocks)
+    low = config.timestep_min
+    uniform = warp(1000 - (1000 - low) * draws.uniform(batch, blocks), config.timestep_shift)
     from_list = draws.uniform(batch, blocks) < config.step_share
     return torch.where(from_list, torch.tensor(steps, device=picked.device)[picked], uniform)
 
@@ -76,6 +97,56 @@ def stage_mask(
         )
     )
     return mask[rows][:, rows], context
+
+
+def clip_velocity(
+    dit: CausalWanDiT,
+    text_embeds: Tensor,
+    batch: Batch,
+    noisy: Tensor,
+    timestep: Tensor,
+    mask: Tensor | None,
+    clean: Tensor,
+) -> Tensor:
+    """Velocity of whole clips, under a mask of `stage_mask`.
+
+    Args:
+        noisy: [B, C, F, h, w].
+        timestep: [B, F].
+        clean: the context put before the clip, [B, C, 0 or more, h, w].
+    """
+    context, positions = clean.shape[2], batch.frame_positions
+    out: Tensor = dit(
+        torch.cat((clean, noisy), dim=2),
+        torch.cat((batch.source[:, :, :context], batch.source), dim=2),
+        torch.cat((torch.zeros_like(timestep[:, :context]), timestep), dim=1),
+        text_embeds,
+        mask,
+        torch.cat((positions[:context], positions)),
+    )
+    return out[:, :, context:].float()
+
+
+def edit_error(squared: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
+    """Mean of squared latent errors [B, C, F, h, w], heavier where the edit is.
+
+    Each clip counts alike, whatever the size of its edit.
+    """
+    weight = 1 + config.edit_weight * batch.mask
+    if config.channel_weights:
+        channels = squared.new_tensor(config.channel_weights).view(1, -1, 1, 1, 1)
+        squared = squared * (channels / channels.mean())
+    return ((squared * weight).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))).mean()
+
+
+@torch.no_grad()
+def inside_outside(x0_error: Tensor, batch: Batch) -> dict[str, float]:
+    """Mean squared error of the clean latent inside and outside the edit, for the log."""
+    inside = batch.mask.expand_as(x0_error)
+    return {
+        "inside": float((x0_error * inside).sum() / inside.sum().clamp(min=1.0)),
+        "outside": float((x0_error * (1 - inside)).sum() / (1 - inside).sum().clamp(min=1.0)),
+    }
 
 
 def flow_loss(
@@ -102,22 +173,11 @@ def flow_loss(
     mask = mask if mask is None else mask.to(batch.target.device)
 
     def velocity(noisy: Tensor, timestep: Tensor) -> Tensor:
-        positions = batch.frame_positions
-        if not context:
-            whole: Tensor = dit(noisy, batch.source, timestep, text_embeds, mask, positions)
-            return whole.float()
         clean = batch.context[:, :, :context]
-        amount = config.context_noise * draws.uniform(B, 1, 1, 1, 1)
-        clean = clean + amount * draws.normal(clean.shape)
-        out: Tensor = dit(
-            torch.cat((clean, noisy), dim=2),
-            torch.cat((batch.source[:, :, :context], batch.source), dim=2),
-            torch.cat((torch.zeros_like(timestep[:, :context]), timestep), dim=1),
-            text_embeds,
-            mask,
-            torch.cat((positions[:context], positions)),
-        )
-        return out[:, :, context:].float()
+        if context:
+            amount = config.context_noise * draws.uniform(B, 1, 1, 1, 1)
+            clean = clean + amount * draws.normal(clean.shape)
+        return clip_velocity(dit, text_embeds, batch, noisy, timestep, mask, clean)
 
     def noised(x0: Tensor, sigma: Tensor) -> Tensor:
         return (1 - sigma) * x0 + sigma * draws.normal(x0.shape)
@@ -135,20 +195,11 @@ def flow_loss(
     wanted = (noisy - batch.target) / sigma
     velocity_error = (velocity(noisy, timestep) - wanted).square()
     error = velocity_error
-    weight = 1 + config.edit_weight * batch.mask
-    if config.channel_weights:
-        channels = error.new_tensor(config.channel_weights).view(1, -1, 1, 1, 1)
-        error = error * (channels / channels.mean())
+    if config.loss_weight != "flat":
+        level = level_weight(config.loss_weight, timestep, config.timestep_shift)
+        error = error * level.view(B, 1, F, 1, 1)
     if start is not batch.target:
         # Off the data the same mistake weighs 1 / sigma^2: bring it to the scale of the rest.
         error = error * sigma.square() * 4.0
-    # Each clip counts alike, whatever the size of its edit.
-    loss = ((error * weight).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))).mean()
-    with torch.no_grad():
-        x0_error = (velocity_error * sigma.square()).detach()
-        inside = batch.mask.expand_as(x0_error)
-        log = {
-            "inside": float((x0_error * inside).sum() / inside.sum().clamp(min=1.0)),
-            "outside": float((x0_error * (1 - inside)).sum() / (1 - inside).sum().clamp(min=1.0)),
-        }
-    return loss, log
+    x0_error = (velocity_error * sigma.square()).detach()
+    return edit_error(error, batch, config), inside_outside(x0_error, batch)

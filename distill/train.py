@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from liveedit.config import from_dict, to_dict
-from liveedit.distill.checkpoint import load_state
-from liveedit.distill.editor import by_part, joined
+from liveedit.distill.dmd_trainer import DmdTrainer
+from liveedit.distill.editor import by_part, joined, load_mean_weights
 from liveedit.distill.learner import Learner
 from liveedit.distill.loop import run
 from liveedit.distill.parallel import join, leave
@@ -29,6 +29,7 @@ class FlowTrainer(Trainer):
     def __init__(self, config: TrainConfig, out: Path) -> None:
         super().__init__(config, out)
         self.editor = self.new_editor()
+        self.editor.text.requires_grad_(config.train_text)
         self.learner = Learner(
             self.editor,
             self.processes,
@@ -59,15 +60,10 @@ class FlowTrainer(Trainer):
         """Take the weights (their mean, not the raw ones) of another run as the start.
 
         Raises:
-            CheckpointError: they are of other networks.
+            CheckpointError: they are of other networks, or of a distilled student.
         """
-        state = load_state(path)
-        try:
-            self.editor.load_state_dict(joined(state["ema"]))
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} does not fit model {self.config.model!r}: {error}"
-            ) from None
+        stages = ("foundation", "causal")
+        load_mean_weights(self.editor, path, stages=stages, option="--init")
         self.learner.restart_mean()
 
     def train_step(self) -> dict[str, float]:
@@ -91,13 +87,14 @@ class FlowTrainer(Trainer):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("stage", choices=("foundation", "causal"))
+    parser.add_argument("stage", choices=("foundation", "causal", "dmd"))
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--preset", default="tiny", help=f"one of {', '.join(sorted(PRESETS))}")
     group.add_argument("--config", type=Path, help="JSON file instead of a preset")
     parser.add_argument("--scenes", type=Path, required=True, help="folder of coded scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--init", type=Path, help="checkpoint of an earlier stage to start from")
+    parser.add_argument("--teacher", type=Path, help="dmd: checkpoint of the foundation stage")
     parser.add_argument("--forcing", choices=("released", "teacher_forcing"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--compile", action="store_true", help="faster steps, needs a C++ compiler")
@@ -124,11 +121,29 @@ def read_config(options: argparse.Namespace) -> TrainConfig:
     return from_dict(TrainConfig, {**to_dict(config), **changes})
 
 
+def new_trainer(config: TrainConfig, options: argparse.Namespace) -> FlowTrainer | DmdTrainer:
+    """The trainer of the command line's stage, at its start.
+
+    Raises:
+        UsageError: a checkpoint is missing on the command line, or one too many is there.
+    """
+    if config.stage != "dmd":
+        if options.teacher:
+            raise UsageError(f"--teacher is for stage dmd, not for {config.stage}")
+        return FlowTrainer(config, options.out)
+    if options.teacher is None:
+        raise UsageError("stage dmd needs --teacher: latest.pt of a foundation run")
+    trainer = DmdTrainer(config, options.out, options.teacher)
+    if options.init is None and not trainer.path.exists():
+        raise UsageError("stage dmd needs --init: latest.pt of a causal run, the student's start")
+    return trainer
+
+
 def main(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     config = read_config(options)
     join(alone=config.parallel == "shard")
-    trainer = FlowTrainer(config, options.out)
+    trainer = new_trainer(config, options)
     if trainer.path.exists():
         trainer.resume()
         print(f"resumed {trainer.path} at step {trainer.step}", flush=True)

@@ -282,8 +282,13 @@ class CausalWanDiT(nn.Module):
         cos, sin = rope_tables(self.config.head_dim, positions, rows, columns)
         cos, sin = cos.to(x.device), sin.to(x.device)
         own = []
+        save_memory = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for i, block in enumerate(self.layers):
-            x, k, v = block.stream(x, e0, cos, sin, text_kv[i], past[i] if past else None)
+            given = (x, e0, cos, sin, text_kv[i], past[i] if past else None)
+            if save_memory:
+                x, k, v = checkpoint(block.stream, *given, use_reentrant=False)
+            else:
+                x, k, v = block.stream(*given)
             own.append((k, v))
         return self.unpatchify(self.head(x, e), frames, rows, columns), own
 

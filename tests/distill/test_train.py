@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from liveedit.distill.latents import (
 )
 from liveedit.distill.loop import run
 from liveedit.distill.presets import PRESETS, PhaseConfig, TrainConfig, preset
-from liveedit.distill.rollout import stream_edit
+from liveedit.distill.rollout import from_generator, stream_edit
 from liveedit.distill.stages import flow_loss, stage_mask
 from liveedit.errors import CheckpointError, LiveEditError, UsageError
 from liveedit.models.dit import CausalWanDiT
@@ -230,9 +231,10 @@ def test_teacher_forcing_equals_the_stream_with_a_cache() -> None:
     torch.manual_seed(1)
     dit = CausalWanDiT(MODEL.dit).eval()
     source, embeds = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 12, 16)
+    one_step = replace(STREAM, denoising_step_list=(1000.0,))
     with torch.no_grad():
         streamed = stream_edit(
-            dit, embeds, source, STREAM, torch.Generator().manual_seed(3), steps=(1000.0,)
+            dit, embeds, source, one_step, from_generator(torch.Generator().manual_seed(3))
         )
         rng = torch.Generator().manual_seed(3)
         noise = torch.cat([torch.randn(1, 16, 1, 4, 4, generator=rng) for _ in range(2)], dim=2)

@@ -1,0 +1,264 @@
+"""The third stage: a few-step student learns on its own rollouts from a teacher and a critic."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liveedit.config import StreamConfig, from_dict
+from liveedit.distill.batches import Batch
+from liveedit.distill.dmd import (
+    Velocity,
+    critic_loss,
+    dmd_gradient,
+    dmd_loss,
+    draw_timesteps,
+    guided,
+)
+from liveedit.distill.editor import by_part, joined, load_mean_weights
+from liveedit.distill.learner import Learner
+from liveedit.distill.presets import TrainConfig
+from liveedit.distill.rollout import stream_edit
+from liveedit.distill.stages import (
+    Draws,
+    clip_velocity,
+    edit_error,
+    flow_loss,
+    inside_outside,
+    stage_mask,
+)
+from liveedit.distill.trainer import Trainer
+from liveedit.errors import CheckpointError, UsageError
+from liveedit.models.dit import CausalWanDiT
+
+
+def clip_score(
+    dit: CausalWanDiT,
+    text_embeds: Tensor,
+    batch: Batch,
+    taught: TrainConfig,
+    stream: StreamConfig,
+    clean: Tensor,
+) -> Velocity:
+    """A network's velocities of whole clips, attending as in the stage that it was ``taught`` in.
+
+    Args:
+        clean: [B, C, F, h, w] what a teacher-forced network sees of earlier blocks.
+    """
+    F, h, w = batch.target.shape[2:]
+    mask, context = stage_mask(taught, F, stream.num_frame_per_block, h * w // 4)
+    mask = mask if mask is None else mask.to(clean.device)
+
+    def velocity(noisy: Tensor, timestep: Tensor) -> Tensor:
+        frames = timestep.view(-1, 1).expand(-1, F)
+        past = clean[:, :, :context].detach()
+        return clip_velocity(dit, text_embeds, batch, noisy, frames, mask, past)
+
+    return velocity
+
+
+class DmdTrainer(Trainer):
+    """Student, critic and frozen teacher.
+
+    Args:
+        teacher: checkpoint of a foundation run, or of a causal one; the critic starts from it too.
+
+    Raises:
+        CheckpointError: the teacher is of another stage or of other networks.
+        UsageError: clips are not whole blocks.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, teacher: Path) -> None:
+        super().__init__(config, out)
+        block = self.stream.num_frame_per_block
+        for phase in config.phases:
+            if phase.num_latent_frames % block:
+                raise UsageError(
+                    f"num_latent_frames {phase.num_latent_frames} is not a multiple of the "
+                    f"stream's block of {block}, which rollouts need"
+                )
+        dmd = config.dmd
+        self.editor = self.new_editor()
+        self.editor.text.requires_grad_(config.train_text)
+        self.teacher = self.new_editor().requires_grad_(False)
+        stages = ("foundation", "causal")
+        state = load_mean_weights(self.teacher, teacher, stages=stages, option="--teacher")
+        self.taught = from_dict(TrainConfig, state["config"])
+        with teacher.open("rb") as file:
+            self.teacher_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.teacher.eval()
+        self.critic_dit = self.new_editor().dit
+        self.critic_dit.load_state_dict(self.teacher.dit.state_dict())
+        shared: dict[str, Any] = {
+            "betas": config.betas,
+            "weight_decay": config.weight_decay,
+            "clip_norm": config.clip_norm,
+        }
+        self.learner = Learner(self.editor, self.processes, lr=config.lr, ema=config.ema, **shared)
+        self.critic = Learner(self.critic_dit, self.processes, lr=dmd.critic_lr, **shared)
+        self.rollout_stream = replace(
+            self.stream,
+            warp_denoising_step=self.stream.warp_denoising_step or dmd.rollout_steps == "warped",
+        )
+
+    def start_from(self, path: Path) -> None:
+        """Begin with the mean weights of a causal run, or of an earlier run of this stage."""
+        load_mean_weights(self.editor, path, stages=("causal", "dmd"), option="--init")
+        self.learner.restart_mean()
+
+    def compile(self) -> None:
+        """Fuse the blocks of the two score networks; the rollout's shapes change block by block."""
+        for dit in (self.teacher.dit, self.critic_dit):
+            for block in dit.blocks:
+                block.compile(dynamic=False)
+
+    # State.
+
+    def state(self) -> dict[str, Any]:
+        """`dit`, `text` and `ema` alone make an editor."""
+        own = self.learner.state()
+        weights, mean = own.pop("weights"), own.pop("ema")
+        return {
+            **super().state(),
+            **own,
+            **by_part(weights),
+            "ema": by_part(mean),
+            "critic": self.critic.state(),
+            "teacher_sha256": self.teacher_sha256,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        if state["teacher_sha256"] != self.teacher_sha256:
+            raise CheckpointError(
+                f"{self.path} was trained with another --teacher (its file begins with "
+                f"{state['teacher_sha256'][:12]}, this one with {self.teacher_sha256[:12]}); "
+                "give that one, or use another --out"
+            )
+        weights = joined({"dit": state["dit"], "text": state["text"]})
+        self.learner.load({**state, "weights": weights, "ema": joined(state["ema"])})
+        self.critic.load(state["critic"])
+        super().load(state)
+
+    # Steps.
+
+    def train_step(self) -> dict[str, float]:
+        """One update of the critic, and before it, at every ``critic_steps``-th, of the student.
+
+        Raises:
+            LiveEditError: a loss or its gradient is not finite; the last save is intact.
+        """
+        dmd, rate = self.config.dmd, self.learning_rate()
+        parts = self.draw()
+        draws = [Draws(part) for part in parts]
+        figures: dict[str, float] = {}
+        if self.step % dmd.critic_steps == 0 and self.step >= dmd.critic_warmup:
+            figures = self._teach_student(parts, draws, rate)
+        losses = []
+        for part, drawn in zip(parts, draws, strict=True):
+            loss = self._critic_loss(part, drawn)
+            (loss / len(parts)).backward()
+            losses.append(loss)
+        figures["critic_loss"] = self.settle(parts, losses, [{}] * len(parts))["loss"]
+        share = rate / self.config.lr
+        figures["critic_grad_norm"] = self.critic.update(dmd.critic_lr * share)
+        self.step += 1
+        return {**figures, "lr": rate}
+
+    def _teach_student(
+        self, parts: list[Batch], draws: list[Draws], rate: float
+    ) -> dict[str, float]:
+        losses, logs = [], []
+        for part, drawn in zip(parts, draws, strict=True):
+            loss, log = self.student_loss(part, drawn)
+            (loss / len(parts)).backward()
+            losses.append(loss)
+            logs.append(log)
+        figures = self.settle(parts, losses, logs)
+        norm = self.learner.update(rate)
+        if self.learner.updates < self.config.dmd.ema_start:
+            self.learner.restart_mean()
+        return {**figures, "grad_norm": norm}
+
+    def rollout(self, batch: Batch, draws: Draws) -> Tensor:
+        """The student's own clips, with a gradient where there is one: like ``batch.source``."""
+        steps, block = len(self.stream.denoising_step_list), self.stream.num_frame_per_block
+        blocks = batch.source.shape[2] // block
+        exits = {
+            "shared": lambda: [draws.choice(steps)] * blocks,
+            "per_block": lambda: [draws.choice(steps) for _ in range(blocks)],
+            "last": lambda: [steps - 1] * blocks,
+        }[self.config.dmd.exit_step]()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_text):
+            embeds = self.editor.embed(self.tokenizer, batch.prompts)
+        return stream_edit(
+            self.editor.dit,
+            embeds,
+            batch.source,
+            self.rollout_stream,
+            lambda _block, _draw, shape: draws.normal(shape),
+            exits=exits,
+            positions=batch.frame_positions[::block].tolist(),
+            context_sigma=self.config.dmd.context_sigma,
+        )
+
+    def student_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, float]]:
+        """The weighted losses of one rollout, and figures for the log."""
+        dmd = self.config.dmd
+        generated = self.rollout(batch, draws)
+        loss = generated.new_zeros((), dtype=torch.float64)
+        log: dict[str, float] = {}
+        if dmd.weight:
+            timestep = draw_timesteps(dmd, len(generated), draws)
+            noise = draws.normal(generated.shape)
+            gradient = dmd_gradient(
+                generated,
+                noise,
+                timestep,
+                self._real(batch, generated),
+                self._fake(batch, generated),
+            )
+            loss = loss + dmd.weight * dmd_loss(generated, gradient)
+            log["dmd"] = float(gradient.abs().mean())
+        error = (generated - batch.target).square()
+        if dmd.regression:
+            regression = edit_error(error, batch, self.config)
+            loss = loss + dmd.regression * regression
+            log["regression"] = float(regression.detach())
+        if dmd.flow:
+            embeds = self.editor.embed(self.tokenizer, batch.prompts)
+            config = replace(self.config, stage="causal")
+            phase = self.config.phase_at(self.step)
+            flow, _ = flow_loss(self.editor.dit, embeds, batch, config, phase, self.stream)
+            loss = loss + dmd.flow * flow
+            log["flow"] = float(flow.detach())
+        return loss, {**log, **inside_outside(error.detach(), batch)}
+
+    def _critic_loss(self, batch: Batch, draws: Draws) -> Tensor:
+        with torch.no_grad():
+            generated = self.rollout(batch, draws)
+        timestep = draw_timesteps(self.config.dmd, len(generated), draws)
+        noise = draws.normal(generated.shape)
+        return critic_loss(self._fake(batch, generated), generated, noise, timestep)
+
+    def _score(
+        self, dit: CausalWanDiT, prompts: list[str], batch: Batch, generated: Tensor
+    ) -> Velocity:
+        with torch.no_grad():
+            embeds = self.teacher.embed(self.tokenizer, prompts)
+        return clip_score(dit, embeds, batch, self.taught, self.stream, generated)
+
+    def _real(self, batch: Batch, generated: Tensor) -> Velocity:
+        dmd = self.config.dmd
+        real = self._score(self.teacher.dit, batch.prompts, batch, generated)
+        if not dmd.guidance:
+            return real
+        negative = [dmd.negative_prompt] * len(batch.prompts)
+        return guided(real, self._score(self.teacher.dit, negative, batch, generated), dmd.guidance)
+
+    def _fake(self, batch: Batch, generated: Tensor) -> Velocity:
+        return self._score(self.critic_dit, batch.prompts, batch, generated)
