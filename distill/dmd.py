@@ -63,10 +63,10 @@ def dmd_loss(generated: Tensor, gradient: Tensor) -> Tensor:
     return 0.5 * (x - (x - gradient.double()).detach()).square().mean()
 
 
-def critic_loss(critic: Velocity, generated: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+def flow_matching(velocity: Velocity, generated: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     """Flow matching on the student's samples."""
     wanted = noise - generated
-    return (critic(noised(generated, noise, timestep), timestep) - wanted).square().mean()
+    return (velocity(noised(generated, noise, timestep), timestep) - wanted).square().mean()
 
 
 def guided(velocity: Velocity, unconditional: Velocity | None, guidance: float) -> Velocity:

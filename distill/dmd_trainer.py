@@ -14,10 +14,10 @@ from liveedit.config import StreamConfig, from_dict
 from liveedit.distill.batches import Batch
 from liveedit.distill.dmd import (
     Velocity,
-    critic_loss,
     dmd_gradient,
     dmd_loss,
     draw_timesteps,
+    flow_matching,
     guided,
 )
 from liveedit.distill.editor import by_part, joined, load_mean_weights
@@ -160,7 +160,7 @@ class DmdTrainer(Trainer):
             figures = self._teach_student(parts, draws, rate)
         losses = []
         for part, drawn in zip(parts, draws, strict=True):
-            loss = self._critic_loss(part, drawn)
+            loss = self.critic_loss(part, drawn)
             (loss / len(parts)).backward()
             losses.append(loss)
         figures["critic_loss"] = self.settle(parts, losses, [{}] * len(parts))["loss"]
@@ -238,12 +238,13 @@ class DmdTrainer(Trainer):
             log["flow"] = float(flow.detach())
         return loss, {**log, **inside_outside(error.detach(), batch)}
 
-    def _critic_loss(self, batch: Batch, draws: Draws) -> Tensor:
+    def critic_loss(self, batch: Batch, draws: Draws) -> Tensor:
+        """Of a rollout of its own."""
         with torch.no_grad():
             generated = self.rollout(batch, draws)
         timestep = draw_timesteps(self.config.dmd, len(generated), draws)
         noise = draws.normal(generated.shape)
-        return critic_loss(self._fake(batch, generated), generated, noise, timestep)
+        return flow_matching(self._fake(batch, generated), generated, noise, timestep)
 
     def _score(
         self, dit: CausalWanDiT, prompts: list[str], batch: Batch, generated: Tensor

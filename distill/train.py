@@ -20,7 +20,7 @@ from liveedit.distill.parallel import join, leave
 from liveedit.distill.presets import PRESETS, TrainConfig, preset
 from liveedit.distill.stages import flow_loss
 from liveedit.distill.trainer import Trainer
-from liveedit.errors import CheckpointError, UsageError
+from liveedit.errors import UsageError
 
 
 class FlowTrainer(Trainer):

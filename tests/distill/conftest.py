@@ -30,7 +30,7 @@ def footage() -> Footage:
     return PaintedFootage([photo], [clip])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def squares() -> list[Scene]:
     return [_moving_square(seed) for seed in range(3)]
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from liveedit.distill.dmd import (
     Velocity,
     clean_estimate,
-    critic_loss,
     dmd_gradient,
     dmd_loss,
+    flow_matching,
     guided,
 )
 from liveedit.distill.stages import level_weight
@@ -71,26 +71,26 @@ def test_toy_student_and_learnt_critic_reach_the_teacher() -> None:
     torch.manual_seed(0)
     rng = torch.Generator().manual_seed(1)
     m, s = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
-    student = torch.optim.Adam([m, s], lr=2e-2)
-    net = nn.Sequential(nn.Linear(2, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 1))
-    critic = torch.optim.Adam(net.parameters(), lr=4e-3)
+    student = torch.optim.Adam([m, s], lr=3e-2)
+    net = nn.Sequential(nn.Linear(2, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1))
+    critic = torch.optim.Adam(net.parameters(), lr=8e-3)
 
     def fake(noisy: Tensor, timestep: Tensor) -> Tensor:
         out: Tensor = net(torch.cat((noisy, timestep.view(-1, 1) / 500 - 1), dim=1))
         return out
 
     real = gaussian_velocity(MEAN, DEVIATION)
-    for step in range(1500):
+    for step in range(600):
         for update in (critic, student) if step % 3 == 0 else (critic,):
-            generated = m + s.exp() * torch.randn(256, 1, generator=rng)
-            noise = torch.randn(256, 1, generator=rng)
-            timestep = 20 + 960 * torch.rand(256, generator=rng)
+            generated = m + s.exp() * torch.randn(128, 1, generator=rng)
+            noise = torch.randn(128, 1, generator=rng)
+            timestep = 20 + 960 * torch.rand(128, generator=rng)
             if update is student:
                 # Per batch, not per clip: a toy clip has one entry.
                 gradient = dmd_gradient(generated, noise, timestep, real, fake)
                 loss = dmd_loss(generated, gradient.clamp(-2, 2))
             else:
-                loss = critic_loss(fake, generated.detach(), noise, timestep)
+                loss = flow_matching(fake, generated.detach(), noise, timestep)
             update.zero_grad()
             loss.backward()
             update.step()
@@ -111,7 +111,9 @@ def test_guidance_is_counted_from_the_conditional() -> None:
 def test_bell_weight_is_the_released_one() -> None:
     t = torch.tensor([1000.0, 937.5, 833.33, 750.0, 500.0, 250.0, 100.0])
     expected = torch.tensor([0.0, 0.48, 1.22, 1.73, 2.47, 1.73, 0.77])
-    assert (level_weight("bell", t, 8.0) - expected).abs().max() < 0.01
+    assert (
+        level_weight("bell", t, 8.0) - expected
+    ).abs().max() < 0.02  # the release looks up the nearest entry
     assert torch.equal(level_weight("flat", t, 8.0), torch.ones(7))
 
 
