@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from liveedit.errors import UsageError
 
 Stage = Literal["foundation", "causal", "dmd"]
+STAGES: tuple[Stage, ...] = ("foundation", "causal", "dmd")
+SOURCES: tuple[Literal["paper", "release"], ...] = ("paper", "release")
 Forcing = Literal["released", "teacher_forcing"]
 # Whether every process holds all weights, or a shard of each tensor (FSDP2).
 Parallel = Literal["replicate", "shard"]
@@ -168,6 +170,160 @@ def _tiny_phases() -> tuple[PhaseConfig, ...]:
     return tuple(phases)
 
 
+def _tiny_foundation() -> TrainConfig:
+    """Full attention: mostly single latents, which teach words fastest, then whole clips in turn.
+
+    The rate holds for half of the run, then falls.
+    """
+    cycles, high, low = 450, 7e-4, 1.5e-4
+    phases = []
+    for cycle in range(1, cycles + 1):
+        rate = high + (low - high) * max(0.0, 2 * cycle / cycles - 1)
+        phases += [
+            PhaseConfig(steps=16, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate),
+            PhaseConfig(steps=2, num_latent_frames=6, batch_size=4, lr_end=rate),
+        ]
+    return TrainConfig(
+        stage="foundation",
+        seed=7,
+        lr=high,
+        warmup_steps=200,
+        save_every=150,
+        channel_weights=_PATCH_CODEC_WEIGHTS,
+        phases=tuple(phases),
+    )
+
+
+def _tiny_causal() -> TrainConfig:
+    """Teacher forcing from the foundation's weights; single latents keep the words alive."""
+    cycles, high, low = 90, 3e-4, 4e-5
+    phases = []
+    for cycle in range(1, cycles + 1):
+        rate = high + (low - high) * cycle / cycles
+        phases += [
+            PhaseConfig(steps=6, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate),
+            PhaseConfig(steps=2, num_latent_frames=6, batch_size=4, on_policy=0.3, lr_end=rate),
+        ]
+    return TrainConfig(
+        stage="causal",
+        seed=11,
+        lr=high,
+        warmup_steps=40,
+        save_every=80,
+        channel_weights=_PATCH_CODEC_WEIGHTS,
+        phases=tuple(phases),
+    )
+
+
+def _tiny_dmd() -> TrainConfig:
+    """A careful fine-tune: low rate, frozen words, and mostly the error against the target.
+
+    With targets known, the regression term holds the student where it is good; the scores add
+    what a mean cannot have.
+    """
+    return TrainConfig(
+        stage="dmd",
+        seed=13,
+        lr=3e-5,
+        betas=(0.9, 0.99),
+        warmup_steps=20,
+        ema=0.97,
+        other_context=0.0,
+        save_every=40,
+        train_text=False,
+        channel_weights=_PATCH_CODEC_WEIGHTS,
+        phases=(
+            PhaseConfig(steps=150, num_latent_frames=6, batch_size=4),
+            PhaseConfig(steps=150, num_latent_frames=6, batch_size=4, lr_end=3e-6),
+        ),
+        dmd=DmdConfig(
+            critic_steps=2,
+            critic_lr=1e-4,
+            critic_warmup=40,
+            timestep_shift=1.0,
+            context_sigma=0.005,
+            weight=0.2,
+            regression=1.0,
+        ),
+    )
+
+
+def _large(stage: Stage, source: Literal["paper", "release"]) -> TrainConfig:
+    """Wan2.1-T2V-1.3B, clips of 21 latent frames (81 frames of 480 x 832), batch 8, AdamW.
+
+    ``paper``: arXiv 2606.26740, section on experiments: lr 1e-5 in every stage; 9 000, then
+    20 000, then 10 000 steps; the first objective written on the noise with t in [0, 1000]; teacher
+    forcing in the second; the third from the stream's own steps [1000, 750, 500, 250].
+
+    ``release``: the published configurations: lr 2e-6, betas 0.9 and 0.999, decay 0.01, clip 10;
+    levels uniform in a table of shift 8 with a bell weight; independently noised blocks; the third
+    with lr 4e-7 for the critic, betas 0 and 0.999, five critic updates per student update, guidance
+    3 against a negative prompt (``negative_prompt``: give the base model's), levels of shift 5 in
+    [20, 980], rollouts over the warped steps with one exit for all blocks and 0.00498 of noise on
+    the context, EMA 0.99 from update 200 on, 2 000 steps, save every 50. It names no length for the first
+    two stages: the paper's stands here.
+
+    Neither gives an EMA for the first two stages; 0.99 stands here. Neither trains the text
+    encoder.
+    What the paper leaves open in the third stage is as released.
+    """
+    released = source == "release"
+    steps = {"foundation": 9000, "causal": 20000, "dmd": 2000 if released else 10000}[stage]
+    common: dict[str, Any] = {
+        "stage": stage,
+        "model": "liveedit-1.3b",
+        "lr": 2e-6 if released else 1e-5,
+        "weight_decay": 0.01,
+        "betas": (0.0 if stage == "dmd" else 0.9, 0.999),
+        "warmup_steps": 1,
+        "clip_norm": 10.0,
+        "ema": 0.99,
+        "edit_weight": 0.0,
+        "step_share": 0.0,
+        "timestep_min": 1.0,
+        "timestep_shift": 8.0 if released else 1.0,
+        "loss_weight": "bell" if released else "noise",
+        "forcing": "released" if released else "teacher_forcing",
+        "train_text": False,
+        "context_noise": 0.0,
+        "other_context": 0.0,
+        "far_context": 0.0,
+        "rephrase": 0.0,
+        "save_every": 50 if stage == "dmd" else 200,
+        "parallel": "shard",
+        "precision": "bf16",
+        "gradient_checkpointing": True,
+        "phases": (PhaseConfig(steps=steps, num_latent_frames=21, batch_size=8),),
+    }
+    if stage == "dmd":
+        common["dmd"] = DmdConfig(
+            critic_steps=5,
+            critic_lr=4e-7 if released else 1e-5,
+            guidance=3.0,
+            rollout_steps="warped" if released else "stream",
+            context_sigma=0.00498 if released else 0.0,
+            ema_start=200 if released else 0,
+        )
+    return TrainConfig(**common)
+
+
+def _smoke(stage: Stage) -> TrainConfig:
+    """Seconds: that the stage runs, and its figures go down."""
+    return TrainConfig(
+        stage=stage,
+        lr=1e-3,
+        channel_weights=_PATCH_CODEC_WEIGHTS,
+        warmup_steps=5,
+        save_every=10,
+        train_text=stage != "dmd",
+        phases=(
+            PhaseConfig(steps=20, num_latent_frames=3, batch_size=2, crop_columns=16),
+            PhaseConfig(steps=4, num_latent_frames=6, batch_size=2, crop_columns=16),
+        ),
+        dmd=DmdConfig(critic_steps=2, critic_lr=5e-4, regression=1.0, weight=0.1),
+    )
+
+
 PRESETS: dict[str, TrainConfig] = {
     "tiny": TrainConfig(
         lr=1e-3,
@@ -175,15 +331,17 @@ PRESETS: dict[str, TrainConfig] = {
         channel_weights=_PATCH_CODEC_WEIGHTS,
         phases=_tiny_phases(),
     ),
-    "tiny-smoke": TrainConfig(
-        channel_weights=_PATCH_CODEC_WEIGHTS,
-        warmup_steps=5,
-        save_every=10,
-        phases=(
-            PhaseConfig(steps=20, num_latent_frames=1, batch_size=4, crop_columns=16),
-            PhaseConfig(steps=10, num_latent_frames=6, batch_size=2),
-        ),
-    ),
+    "tiny-foundation": _tiny_foundation(),
+    "tiny-causal": _tiny_causal(),
+    "tiny-dmd": _tiny_dmd(),
+    "tiny-smoke-foundation": _smoke("foundation"),
+    "tiny-smoke-causal": _smoke("causal"),
+    "tiny-smoke-dmd": _smoke("dmd"),
+    **{
+        f"liveedit-1.3b-{stage}-{source}": _large(stage, source)
+        for stage in STAGES
+        for source in SOURCES
+    },
 }
 
 

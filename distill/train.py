@@ -1,4 +1,4 @@
-"""Train the editor: `liveedit train causal --preset tiny --scenes FOLDER --out FOLDER`."""
+"""Train the editor: `liveedit train causal --scenes FOLDER --init CHECKPOINT --out FOLDER`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ class FlowTrainer(Trainer):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", choices=("foundation", "causal", "dmd"))
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--preset", default="tiny", help=f"one of {', '.join(sorted(PRESETS))}")
+    names = ", ".join(sorted(PRESETS))
+    group.add_argument("--preset", help=f"default tiny-STAGE; there are {names}")
     group.add_argument("--config", type=Path, help="JSON file instead of a preset")
     parser.add_argument("--scenes", type=Path, required=True, help="folder of coded scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -108,7 +109,7 @@ def read_config(options: argparse.Namespace) -> TrainConfig:
         UsageError: unknown preset, unreadable file, or a value that is not allowed.
     """
     if options.config is None:
-        config = preset(options.preset)
+        config = preset(options.preset or f"tiny-{options.stage}")
     else:
         try:
             data = json.loads(options.config.read_text())
