@@ -260,8 +260,8 @@ def _large(stage: Stage, source: Literal["paper", "release"]) -> TrainConfig:
     with lr 4e-7 for the critic, betas 0 and 0.999, five critic updates per student update, guidance
     3 against a negative prompt (``negative_prompt``: give the base model's), levels of shift 5 in
     [20, 980], rollouts over the warped steps with one exit for all blocks and 0.00498 of noise on
-    the context, EMA 0.99 from update 200 on, 2 000 steps, save every 50. It names no length for the first
-    two stages: the paper's stands here.
+    the context, EMA 0.99 from update 200 on, 2 000 steps, save every 50. It names no length for the
+    first two stages: the paper's stands here.
 
     Neither gives an EMA for the first two stages; 0.99 stands here. Neither trains the text
     encoder.
