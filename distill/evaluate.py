@@ -19,12 +19,12 @@ from liveedit.distill.edits import Edit, Scene, SceneConfig, make_scene
 from liveedit.distill.encode import load_codec
 from liveedit.distill.footage import real_footage
 from liveedit.distill.latents import to_tensor
-from liveedit.distill.palette import nearest_colour
 from liveedit.distill.rollout import from_generator, stream_edit
 from liveedit.distill.scenes import Bytes
 from liveedit.distill.sources import load_clip
 from liveedit.errors import UsageError
-from liveedit.evaluation.quality import SURE, closer_to_target, flicker, psnr, region_colour, ssim
+from liveedit.evaluation.known_edits import named_colour_seen
+from liveedit.evaluation.quality import SURE, closer_to_target, flicker, psnr, ssim
 from liveedit.models.patch_codec import PatchCodec
 
 
@@ -73,13 +73,7 @@ def judge(scene: Scene, edit: Edit, output: Bytes, reconstruction: Bytes) -> dic
     """The figures of one edit. ``reconstruction`` is the codec's version of the target."""
     source, target, mask = scene.source, edit.target, edit.mask
     sure, outside = mask >= SURE, mask == 0
-    colour = region_colour(output, mask)
-    wanted = region_colour(target, mask)
-    named: bool | None = None
-    # Where the true result itself is not seen as the named colour (print, shade), do not ask.
-    if edit.kind in ("recolour", "band") and colour is not None and wanted is not None:
-        if nearest_colour(wanted) == edit.new_colour:
-            named = nearest_colour(colour) == edit.new_colour
+    named = named_colour_seen(edit.kind, edit.new_colour, output, target, mask)
     return {
         "kind": edit.kind,
         "instruction": edit.instruction,

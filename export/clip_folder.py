@@ -98,10 +98,3 @@ def split(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
         )
     held = clips[HELD_OUT - 1 :: HELD_OUT] or clips[-1:]
     return [c for c in clips if c not in held], held
-
-
-def long_clip(clip: Clip, num_frames: int) -> Clip:
-    """The clip forwards and backwards until it has so many frames."""
-    there_and_back = np.concatenate([clip.frames, clip.frames[-2:0:-1]])
-    index = np.arange(num_frames) % len(there_and_back)
-    return Clip(f"{clip.name} looped", there_and_back[index], clip.prompt)

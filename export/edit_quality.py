@@ -1,4 +1,4 @@
-"""What quantising does to edited video, and the limits it must keep."""
+"""What quantising does to one edited clip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from liveedit.evaluation.quality import psnr, ssim
+from liveedit.evaluation.known_edits import EditScore, score_edit
+from liveedit.evaluation.quality import SURE, psnr, ssim
+from liveedit.export.graph_trial import Clip
 from liveedit.runtime.backend import Frames
 
 REGION_PX = 8  # the edited region is made of squares of this side
@@ -17,33 +19,23 @@ REGION_CHANGE = 20.0  # a square belongs to it if its mean change is larger, of 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When a quantised bundle is refused. All in dB.
-
-    ``edited_db``: least PSNR against the high-precision edit inside the edited region. An error
-    9 dB below that of the edit itself costs it 0.5 dB; 30 dB is that for an edit of 21 dB.
-    ``background_loss_db``: most PSNR that the background may lose against the source.
-    ``drift_db``: most by which the agreement may fall from the first quarter of a long stream to
-    the last.
-    """
-
-    edited_db: float = 30.0
-    background_loss_db: float = 0.3
-    drift_db: float = 3.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Quality:
-    """One clip, quantised against high precision. PSNR in dB; None where there are no pixels."""
+    """One clip, quantised against high precision. PSNR in dB; None where there are no pixels.
+
+    ``agreement_db``, ``edited_db``, ``edited_ssim`` compare the two edits; ``background_db`` and
+    ``background_loss_db`` compare each with the source. ``base`` and ``quantised`` compare each
+    with the exact result, where that is known.
+    """
 
     clip: str
     mask_cache: str
     agreement_db: float
     edited_db: float | None
     edited_ssim: float | None
-    background_db: float | None  # quantised against the source
+    background_db: float | None
     background_loss_db: float | None
-    drift_db: float | None = None
+    base: EditScore | None = None
+    quantised: EditScore | None = None
 
 
 def edited_region(reference: Frames, source: Frames) -> npt.NDArray[np.bool_]:
@@ -61,53 +53,25 @@ def finite(value: float) -> float | None:
 
 
 def compare(
-    clip: str, mask_cache: str, source: Frames, reference: Frames, got: Frames, *, drift: bool
+    clip: Clip, mask_cache: str, reference: Frames, got: Frames, base: EditScore | None = None
 ) -> Quality:
-    """Measure one clip. ``drift`` also compares its first and last quarter."""
-    edited = edited_region(reference, source)
-    before, after = psnr(reference, source, ~edited), psnr(got, source, ~edited)
-    background, quarter = finite(after), max(1, len(got) // 4)
-    fall = None
-    if drift:
-        first = finite(psnr(reference[:quarter], got[:quarter]))
-        last = finite(psnr(reference[-quarter:], got[-quarter:]))
-        fall = None if first is None or last is None else first - last
+    """Measure one clip. ``base`` is the reference's score, where the exact result is known."""
+    known = clip.known
+    edited = edited_region(reference, clip.frames) if known is None else known.mask >= SURE
+    outside = ~edited if known is None else known.mask == 0
+    before = finite(psnr(reference, clip.frames, outside))
+    after = finite(psnr(got, clip.frames, outside))
     return Quality(
-        clip=clip,
+        clip=clip.name,
         mask_cache=mask_cache,
         agreement_db=finite(psnr(reference, got)) or 0.0,
         edited_db=finite(psnr(reference, got, edited)),
         edited_ssim=finite(ssim(reference, got, edited)),
-        background_db=background,
-        background_loss_db=None if background is None else (finite(before) or 0.0) - background,
-        drift_db=fall,
+        background_db=after,
+        background_loss_db=None if before is None or after is None else before - after,
+        base=base,
+        quantised=None if known is None else score_edit(known, got),
     )
-
-
-def refusals(measured: Sequence[Quality], limits: Limits) -> list[str]:
-    """Every limit that is broken, one sentence each; empty for a good bundle."""
-    out = []
-    for q in measured:
-        where = f"{q.clip}, mask cache {q.mask_cache}"
-        # A clip that the edit leaves alone is judged as a whole.
-        value = q.agreement_db if q.edited_db is None else q.edited_db
-        if value < limits.edited_db:
-            out.append(
-                f"{where}: the edited region differs from high precision by {value:.2f} dB PSNR, "
-                f"at least {limits.edited_db:g} is asked"
-            )
-        loss = q.background_loss_db
-        if loss is not None and loss > limits.background_loss_db:
-            out.append(
-                f"{where}: the background loses {loss:.2f} dB against the source, "
-                f"{limits.background_loss_db:g} is allowed"
-            )
-        if q.drift_db is not None and q.drift_db > limits.drift_db:
-            out.append(
-                f"{where}: agreement falls by {q.drift_db:.2f} dB from the first quarter to the "
-                f"last, {limits.drift_db:g} is allowed"
-            )
-    return out
 
 
 def score(measured: Sequence[Quality]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from liveedit.bundle import GraphSpec, Manifest, TensorSpec
 from liveedit.errors import BackendError
+from liveedit.evaluation.known_edits import KnownEdit
 from liveedit.runtime import MaskCachePolicy, StreamEditor
 from liveedit.runtime.backend import Binding, Frames
 from liveedit.runtime.onnx_backend import OnnxBackend, OnnxEngine
@@ -26,18 +27,25 @@ class Clip:
     """Source frames [n, H, W, 3] uint8 of the bundle's size, and what to do with them.
 
     ``text_embeds`` [1, text_len, text_dim] float32: the prompt, if it was encoded elsewhere.
+    ``known`` holds the exact result, where there is one.
     """
 
     name: str
     frames: Frames
     prompt: str
     text_embeds: npt.NDArray[np.float32] | None = None
+    known: KnownEdit | None = None
 
     def give_prompt(self, editor: StreamEditor) -> None:
         if self.text_embeds is None:
             editor.set_prompt(self.prompt)
         else:
             editor.set_text_embeds(self.text_embeds)
+
+
+def known_clip(edit: KnownEdit) -> Clip:
+    """The clip of an edit with a known result."""
+    return Clip(edit.name, edit.source, edit.prompt, known=edit)
 
 
 def load_step(root: Path, manifest: Manifest, precision: str) -> ir.Model:
@@ -148,6 +156,14 @@ class Trial:
         chunks = self._editor.push(clip.frames) + self._editor.flush()
         return np.concatenate([chunk.frames for chunk in chunks])
 
+    def stream(self, prompt: str, source: Iterable[Frames]) -> Iterator[tuple[int, Frames]]:
+        """A new stream that is edited as it comes: first frame and frames of each chunk."""
+        self._editor.reset()
+        self._editor.set_prompt(prompt)
+        for frames in source:
+            for chunk in self._editor.push(frames):
+                yield chunk.first_frame, chunk.frames
+
     def __enter__(self) -> Self:
         return self
 
@@ -155,4 +171,4 @@ class Trial:
         self._editor.close()
 
 
-__all__ = ["STEP", "Clip", "Trial", "TrialBackend", "load_step"]
+__all__ = ["STEP", "Clip", "Trial", "TrialBackend", "known_clip", "load_step"]

@@ -61,11 +61,16 @@ class SiteScale:
 
     ``smooth`` [C]: the tensor is divided by it and the rows of its linears' weights multiplied.
     ``scale``: value of one step of the divided tensor.
+    ``mean``, ``coded_mean`` [C]: mean row of the divided tensor, exact and after rounding. With
+    them the mean error of a linear's output is taken off its bias.
     """
 
     scale: float
     smooth: Array | None = field(default=None, compare=False)
     alpha: float | None = None  # how ``smooth`` was made
+    cut: str = "max"  # how ``scale`` was made
+    mean: Array | None = field(default=None, compare=False)
+    coded_mean: Array | None = field(default=None, compare=False)
 
 
 def sites(layers: Mapping[str, Linear]) -> dict[str, list[Linear]]:
@@ -113,9 +118,9 @@ def quantise(
         scale = rounded(site.scale, real.numpy())
         pair = _activation_pair(model, x, scale, form)
         for reader in readers:
+            _bias_as_row(model, reader, _mean_error(reader, site, form))
             reader.node.replace_input_with(0, pair)
             reader.node.replace_input_with(1, _weight(model, reader, factor, form))
-            _bias_as_row(model, reader)
     _drop_unused(model)
     return len(chosen)
 
@@ -149,6 +154,20 @@ def _activation_pair(model: ir.Model, x: ir.Value, scale: Array, form: Format) -
     else:
         model.graph.insert_after(producer, [q, dq])
     return dq.outputs[0]
+
+
+def _mean_error(layer: Linear, site: SiteScale, form: Format) -> Array | None:
+    """What rounding adds to the layer's mean output [out]; None where the means are not known."""
+    real = layer.weight.dtype
+    assert real is not None
+    if site.mean is None or site.coded_mean is None:
+        return None
+    weight = constant(layer.weight)
+    if site.smooth is not None:
+        weight = weight * site.smooth[:, None]
+    scale = weight_scale(weight, form, real.numpy())
+    coded = form.encode(weight / scale).astype(np.float32) * scale
+    return np.asarray(site.coded_mean @ coded - site.mean @ weight)
 
 
 def _weight(model: ir.Model, layer: Linear, factor: Array | None, form: Format) -> ir.Value:
@@ -186,8 +205,8 @@ def _coded(
     return value
 
 
-def _bias_as_row(model: ir.Model, layer: Linear) -> None:
-    """Give the bias the rank of what it is added to: [out] becomes [1, 1, out].
+def _bias_as_row(model: ir.Model, layer: Linear, mean_error: Array | None) -> None:
+    """Give the bias the rank of what it is added to, [out] to [1, 1, out], less the mean error.
 
     ONNX Runtime otherwise makes one Gemm of the product and its bias, reshapes the quantised input
     for it, and then refuses its own graph (seen with 1.32).
@@ -198,7 +217,8 @@ def _bias_as_row(model: ir.Model, layer: Linear) -> None:
     bias = add.inputs[1]
     assert bias.dtype is not None
     if stored(bias) is not None and bias.shape is not None and len(bias.shape) == 1:
-        row = constant(bias)[None, None].astype(bias.dtype.numpy())
+        exact = constant(bias) if mean_error is None else constant(bias) - mean_error
+        row = exact[None, None].astype(bias.dtype.numpy())
         add.replace_input_with(1, _initializer(model, f"{bias.name}.row", row))
 
 

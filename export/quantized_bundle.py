@@ -14,16 +14,20 @@ from typing import Any
 from liveedit.bundle import Manifest, add_files, read_manifest, verify_file
 from liveedit.config import to_dict
 from liveedit.errors import LiveEditError, UsageError
+from liveedit.evaluation.known_edits import KnownEdit
+from liveedit.export.activation_range import RULES
 from liveedit.export.calibration import Statistics, step_files
-from liveedit.export.clip_folder import long_clip
-from liveedit.export.edit_quality import Limits, Quality, refusals
+from liveedit.export.drift import Drift, curve, needed_chunks
+from liveedit.export.edit_quality import Quality
 from liveedit.export.graph_trial import STEP, Clip, Trial, load_step
 from liveedit.export.linears import choose, default_layers, linears
 from liveedit.export.quantize import Format, SiteScale, quantise
 from liveedit.export.scale_search import search
 from liveedit.export.sensitivity import Bench, Sensitivity, largest_set, rank
+from liveedit.export.verdict import Limits, Speed, Verdict, reach
 from liveedit.export.weights import WeightFile, save
 
+MeasureSpeed = Callable[[Path, str, str], Speed]  # bundle, base precision, eight-bit precision
 Progress = Callable[[str], None]
 WEIGHTS = "dit.weights"
 REPORT = "report.json"
@@ -38,11 +42,13 @@ class RefusedError(LiveEditError):
 class QuantizeOptions:
     """``layers``: patterns, or empty for the default set; ``search`` measures which of them fit.
 
-    ``drift_chunks``: length of the drift run on the first held-out clip, 0 for none.
+    ``ranges``: rules of `activation_range` that the scales may choose from.
+    ``drift_chunks``: length of the drift run, 0 for none.
     """
 
     layers: tuple[str, ...] = ()
     search: bool = False
+    ranges: tuple[str, ...] = RULES
     limits: Limits = field(default_factory=Limits)
     drift_chunks: int = 0
     force: bool = False
@@ -59,13 +65,15 @@ class Report:
     base: str
     layers: tuple[str, ...]
     left_out: tuple[str, ...]
-    scales: dict[str, dict[str, float | None]]
+    scales: dict[str, dict[str, float | str | None]]
     sensitivity: tuple[Sensitivity, ...]
-    quality: tuple[Quality, ...]
-    limits: Limits
-    refused: tuple[str, ...]
+    verdict: Verdict
     calibration: dict[str, Any]
     weights_ratio: float | None = None
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        return self.verdict.refused
 
 
 def base_precision(manifest: Manifest, wanted: str | None, form: Format) -> str:
@@ -100,6 +108,15 @@ def check_target(root: Path, manifest: Manifest, form: Format, base: str, overwr
         verify_file(root, manifest, file)
 
 
+def check_layers(root: Path, manifest: Manifest, base: str, patterns: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: a pattern matches no linear.
+    """
+    if patterns:
+        choose(linears(load_step(root, manifest, base)), patterns)
+
+
 def choose_layers(
     root: Path,
     manifest: Manifest,
@@ -120,7 +137,7 @@ def choose_layers(
     wanted = choose(names, options.layers) if options.layers else default_layers(
         names, manifest.model.dit
     )  # fmt: skip
-    scales = search(model, wanted, statistics, form, progress)
+    scales = search(model, wanted, statistics, form, progress, options.ranges)
     if not options.search:
         return wanted, scales, []
     with Trial(root, manifest, base, threads=options.threads) as trial:
@@ -146,20 +163,66 @@ def judge(
     options: QuantizeOptions,
     progress: Progress,
 ) -> list[Quality]:
-    """Measure the quantised step against high precision on held-out clips."""
+    """Measure the quantised step against high precision on held-out clips.
+
+    Edits with a known result are judged with the mask cache off: it costs both precisions some of
+    the exactness that is asked for here. Other clips are judged with it and without.
+    """
     out: list[Quality] = []
     for mode in MODES:
-        progress(f"judging {len(clips)} held-out clips, mask cache {mode}")
+        chosen = [c for c in clips if c.known is None or mode == MODES[0]]
+        if not chosen:
+            continue
+        progress(f"judging {len(chosen)} held-out clips, mask cache {mode}")
         with Trial(root, manifest, base, mask_cache=mode, threads=options.threads) as trial:  # type: ignore[arg-type]
-            out += Bench(trial, root, manifest, base, mode, clips).measure(layers, scales, form)
-            if mode == MODES[0] and options.drift_chunks:
-                stream = manifest.stream
-                chunk = stream.num_frame_per_block * manifest.codec.encode_next_frames
-                long = long_clip(clips[0], chunk * options.drift_chunks)
-                progress(f"judging drift over {options.drift_chunks} chunks")
-                bench = Bench(trial, root, manifest, base, mode, [long])
-                out += bench.measure(layers, scales, form, drift=True)
+            out += Bench(trial, root, manifest, base, mode, chosen).measure(layers, scales, form)
     return out
+
+
+def judge_drift(
+    root: Path,
+    manifest: Manifest,
+    base: str,
+    layers: Sequence[str],
+    scales: Mapping[str, SiteScale],
+    edit: KnownEdit,
+    form: Format,
+    options: QuantizeOptions,
+    progress: Progress,
+) -> Drift:
+    """Both precisions over one long stream, mask cache as a stream has it by default.
+
+    Raises:
+        UsageError: too few chunks to see a drift, or a clip that is no whole number of chunks.
+    """
+    mode, chunks = MODES[1], options.drift_chunks
+    size = manifest.stream.num_frame_per_block * manifest.codec.encode_next_frames
+    period, least = needed_chunks(len(edit.source), size)
+    if chunks < least:
+        raise UsageError(f"drift over {chunks} chunks cannot be judged; {least} is the least")
+    model = load_step(root, manifest, base)
+    quantise(model, layers, scales, form)
+    with Trial(root, manifest, base, mask_cache=mode, threads=options.threads) as trial:  # type: ignore[arg-type]
+        progress(f"drift over {chunks} chunks, {base}")
+        before = curve(trial, edit, chunks, size)
+        progress(f"drift over {chunks} chunks, {form.name}")
+        trial.backend.swap(model)
+        after = curve(trial, edit, chunks, size)
+    return Drift(
+        clip=edit.name, mask_cache=mode, chunks=chunks, period=period, base=before, quantised=after
+    )
+
+
+def judge_speed(
+    root: Path, form: Format, scales: Mapping[str, SiteScale], report: Report, speed: MeasureSpeed
+) -> Speed:
+    """Measure a copy of the bundle that holds the precision already; nothing is left of it."""
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.speed.") as folder:
+        copy = Path(folder) / "bundle"
+        # Links: the copy's manifest is replaced, never written through.
+        shutil.copytree(root, copy, copy_function=os.link)
+        write_precision(copy, form, scales, report)
+        return speed(copy, report.base, form.name)
 
 
 def quantize_bundle(
@@ -171,10 +234,17 @@ def quantize_bundle(
     held_out: Sequence[Clip],
     options: QuantizeOptions | None = None,
     progress: Progress = lambda message: None,
+    *,
+    drift_edit: KnownEdit | None = None,
+    speed: MeasureSpeed | str = "not asked for",
 ) -> Report:
     """Quantise `dit_step`, judge it, and write it as a precision of its own.
 
     All other graphs of that precision are the base's files.
+
+    Args:
+        drift_edit: what the drift run loops; a whole number of chunks.
+        speed: how to measure it, or why that cannot be done here.
 
     Raises:
         RefusedError: the verdict is no and ``force`` is off. Nothing was written.
@@ -186,20 +256,27 @@ def quantize_bundle(
         root, manifest, base, statistics, calibration_clips, form, options, progress
     )
     measured = judge(root, manifest, base, layers, scales, held_out, form, options, progress)
-    refused = tuple(refusals(measured, options.limits))
+    drift = None
+    if drift_edit is not None and options.drift_chunks:
+        drift = judge_drift(
+            root, manifest, base, layers, scales, drift_edit, form, options, progress
+        )
     names = tuple(linears(load_step(root, manifest, base)))
     report = Report(
         format=form.name,
         base=base,
         layers=layers,
         left_out=tuple(n for n in names if n not in set(layers)),
-        scales={t: {"scale": s.scale, "alpha": s.alpha} for t, s in scales.items()},
+        scales={t: {"scale": s.scale, "alpha": s.alpha, "cut": s.cut} for t, s in scales.items()},
         sensitivity=tuple(ranked),
-        quality=tuple(measured),
-        limits=options.limits,
-        refused=refused,
+        verdict=reach(options.limits, measured, drift, Speed(not_measured=str(speed))),
         calibration=to_dict(statistics.origin),
     )
+    if not isinstance(speed, str):
+        progress("measuring speed")
+        measured_speed = judge_speed(root, form, scales, report, speed)
+        report = replace(report, verdict=reach(options.limits, measured, drift, measured_speed))
+    refused = report.refused
     if refused and not options.force:
         raise RefusedError(
             f"{form.name} is refused, nothing was written: {refused[0]}"

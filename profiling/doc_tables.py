@@ -1,7 +1,10 @@
 """Tables in the docs, written from committed records and never by hand.
 
 A document marks a table with ``<!-- records: KIND -->`` and ``<!-- end -->``; what stands between
-is replaced. Without a record of that kind it says "not measured yet".
+is replaced. Without a record of that kind it says "not measured yet". With figures named after the
+kind, each record is a row and each figure a column. ``<!-- figures: KIND/PART PREFIX ... -->``
+lists the figures of one record whose names begin with one of the prefixes (all without one), a row
+each; ``lowest=N`` among the prefixes lists only the N lowest, in that order.
 """
 
 from __future__ import annotations
@@ -16,6 +19,11 @@ from liveedit.profiling.text_table import markdown_table
 
 _BLOCK = re.compile(
     r"(<!-- records: (?P<kind>[\w-]+)(?P<figures>(?: [\w.]+)*) -->\n).*?(<!-- end -->)", re.DOTALL
+)
+_FIGURES = re.compile(
+    r"(<!-- figures: (?P<kind>[\w-]+)/(?P<part>[\w.-]+)(?P<words>(?: [\w.=]+)*) -->\n)"
+    r".*?(<!-- end -->)",
+    re.DOTALL,
 )
 NOT_MEASURED = "not measured yet"
 
@@ -32,7 +40,12 @@ def fill(text: str, records: Sequence[Record]) -> str:
         body = _table(chosen, match["figures"].split()) if chosen else NOT_MEASURED
         return f"{match[1]}{body}\n{match[4]}"
 
-    return _BLOCK.sub(renew, text)
+    def renew_figures(match: re.Match[str]) -> str:
+        chosen = [r for r in records if (r.kind, r.part) == (match["kind"], match["part"])]
+        body = _list(chosen[-1], match["words"].split()) if chosen else NOT_MEASURED
+        return f"{match[1]}{body}\n{match[5]}"
+
+    return _FIGURES.sub(renew_figures, _BLOCK.sub(renew, text))
 
 
 def fill_file(path: Path, records: Sequence[Record]) -> bool:
@@ -56,6 +69,19 @@ def _table(records: Sequence[Record], names: Sequence[str]) -> str:
     units = {n: records[-1].figures[n].unit for n in names}
     head = ["case", "machine", *(f"{n.replace('_', ' ')}, {units[n]}" for n in names)]
     return markdown_table([*head, "date", "commit"], rows)
+
+
+def _list(record: Record, words: Sequence[str]) -> str:
+    """Figures of one record, a row each."""
+    prefixes = tuple(w for w in words if not w.startswith("lowest="))
+    lowest = next((int(w.removeprefix("lowest=")) for w in words if w not in prefixes), None)
+    rows = [(n, f) for n, f in record.figures.items() if n.startswith(prefixes or ("",))]
+    if not rows:
+        raise UsageError(f"record {record.kind}/{record.part} has no figure of {list(prefixes)}")
+    if lowest is not None:
+        rows = sorted(rows, key=lambda row: row[1].value)[:lowest]
+    cells = [(n, f"{f.value:.4g} {f.unit}", str(f.count)) for n, f in rows]
+    return markdown_table(["figure", "value", "of"], cells)
 
 
 def _cell(figure: Figure) -> str:

@@ -164,6 +164,42 @@ def roofline(
     return _save(figure, path)
 
 
+def sensitivity(record: Record, path: Path) -> Path:
+    """What each linear costs when it alone is quantised: kinds of linears over blocks.
+
+    Figures are called ``blocks.<number>.<kind>``. Those in the record's ``left_out`` are framed.
+    """
+    import numpy as np
+
+    plt = _pyplot()
+    cells = {}
+    for name, value in record.figures.items():
+        _, block, kind = name.split(".", 2)
+        cells[kind, int(block)] = value.value
+    kinds = sorted({kind for kind, _ in cells})
+    blocks = sorted({block for _, block in cells})
+    grid = np.array([[cells.get((kind, block), np.nan) for block in blocks] for kind in kinds])
+    figure, axis = plt.subplots(figsize=(2.4 + 0.62 * len(blocks), 1.6 + 0.42 * len(kinds)))
+    image = axis.imshow(grid, cmap="RdYlGn", aspect="auto")
+    figure.colorbar(image, label="PSNR against high precision, dB")
+    for y, row in enumerate(kinds):
+        for x, column in enumerate(blocks):
+            if not np.isnan(grid[y, x]):
+                axis.text(x, y, f"{grid[y, x]:.1f}", ha="center", va="center", fontsize=8)
+            if f"blocks.{column}.{row}" in record.configuration["left_out"]:
+                frame = plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, linewidth=2.5)
+                axis.add_patch(frame)
+    axis.set_xticks(range(len(blocks)), [str(b) for b in blocks])
+    axis.set_yticks(range(len(kinds)), kinds)
+    axis.set_xlabel("block")
+    axis.grid(visible=False)
+    axis.set_title(
+        f"{record.configuration['model']}, {record.configuration['format']}: edited region with "
+        "one linear quantised\n(framed: left in high precision)"
+    )
+    return _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()

@@ -84,6 +84,12 @@ class Manifest:
     notes: dict[str, str] = field(default_factory=dict)  # provenance, licence, verdicts
 
 
+def refusal(manifest: Manifest, precision: str) -> str:
+    """Why `liveedit quantize` refused this precision, which is there all the same; else ""."""
+    verdict = manifest.notes.get(f"{precision}.verdict", "")
+    return verdict if verdict.startswith("refused") else ""
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -7,6 +7,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from liveedit.bundle import read_manifest, refusal
 from liveedit.cli.progress import Progress
 from liveedit.errors import LiveEditError, UsageError, VideoError
 from liveedit.profiling import nvtx_ranges
@@ -166,6 +167,9 @@ def edit_file(
         info = reader.info
         progress.phase(f"opening {editor.bundle}")
         stream = stack.enter_context(editor.open())
+        why = refusal(read_manifest(editor.bundle), editor.precision) if editor.precision else ""
+        if why:
+            progress.phase(f"warning: {editor.precision} of this bundle is {why}")
         stream.set_prompt(prompt)
         size = Size(info.height_px, info.width_px)
         output = stack.enter_context(VideoWriter(target, info, reader.audio_streams))

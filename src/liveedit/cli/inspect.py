@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from liveedit.bundle import Manifest, TensorSpec, read_manifest, verify_file
+from liveedit.bundle import Manifest, TensorSpec, read_manifest, refusal, verify_file
 from liveedit.config import to_dict
 from liveedit.engines.inspect import describe_plans
 from liveedit.engines.inspect import lines as plan_lines
@@ -49,6 +49,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "schema": manifest.schema,
         "written_by": manifest.written_by,
         "notes": manifest.notes,
+        "refused": {p: why for p in manifest.graphs if (why := refusal(manifest, p))},
         "frame": {"height_px": stream.height_px, "width_px": stream.width_px},
         "pixel_range": list(manifest.pixel_range),
         "stream": to_dict(stream),
@@ -99,7 +100,8 @@ def table(root: Path, facts: dict[str, Any]) -> str:
         f"{codec['encode_next_frames']} frames per latent, delay {codec['encode_delay']}",
     ]
     for precision, graphs in facts["graphs"].items():
-        lines += ["", f"graphs, {precision}"]
+        mark = ": REFUSED by its verdict, see notes" if precision in facts["refused"] else ""
+        lines += ["", f"graphs, {precision}{mark}"]
         rows = [
             (name, g["file"], f"{len(g['inputs'])} in", f"{len(g['outputs'])} out",
              f"{g['in_place']} in place")
