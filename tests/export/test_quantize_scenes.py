@@ -56,7 +56,7 @@ def test_generated_scenes_give_a_verdict_and_records(
     verdict = report["verdict"]
     assert verdict["benchmark"]["edits"] == 2
     assert len(verdict["drift"]["base"]) == len(verdict["drift"]["quantised"]) == 14
-    assert verdict["drift"]["base"] != verdict["drift"]["quantised"]
+    assert min(q["agreement_db"] for q in verdict["quality"]) < 100
     assert picture.read_bytes()[:4] == b"\x89PNG"
     quantised, ranked = read_folder(records)
     assert quantised.kind == "quantize"

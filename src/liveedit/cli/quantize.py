@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GENERATED = "scenes"
 # First seeds; those of the long calibration clips and of the verdict are 0.
 _SHORT_SEED, _GLOBAL_SEED, _TUNING_SEED, _DRIFT_SEED = 100, 300, 1000, 5000
-_LONG_EDITS, _SHORT_EDITS, _GLOBAL_EDITS, _TUNING_EDITS = 3, 12, 8, 6
+_LONG_EDITS, _SHORT_EDITS, _GLOBAL_EDITS, _TUNING_EDITS = 3, 12, 8, 4
 _LOCAL = ("recolour", "remove", "replace", "band")
 
 
@@ -240,7 +240,7 @@ def clip_sets(
         seen += draw(_GLOBAL_EDITS, chunk, "train", _GLOBAL_SEED, ("global",))
         calibration = [known_clip(e) for e in seen]
         if options.search:
-            tuning = [known_clip(e) for e in draw(_TUNING_EDITS, 2 * chunk, "train", _TUNING_SEED)]
+            tuning = [known_clip(e) for e in draw(_TUNING_EDITS, chunk, "train", _TUNING_SEED)]
     held += [known_clip(e) for e in draw(options.edits, 2 * chunk, "held_out", 0)]
     drift = None
     if options.drift_chunks:
