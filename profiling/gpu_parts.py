@@ -34,6 +34,7 @@ from liveedit.profiling.codec_accounting import (
     wan_encode,
 )
 from liveedit.profiling.kernel_classes import kernel_class
+from liveedit.profiling.kernel_rates import cases, kernel_rates, library
 from liveedit.profiling.records import (
     Figure,
     Record,
@@ -126,6 +127,21 @@ def kernels(s: Setting) -> Figures:
     if done.returncode:
         raise LiveEditError(f"the kernel tests failed ({done.returncode}): {done.stdout[-400:]}")
     return {"kernel_tests_failed": single(0, "test", "lower")}
+
+
+def rates(s: Setting) -> Figures:
+    """Time of every kernel, and its bandwidth beside that of a plain copy."""
+    found = library(s.device)
+    if found is None:
+        if not s.dry:
+            raise LiveEditError("no kernel library here; see build.txt, or set LIVEEDIT_LIBRARIES")
+        print("no host library here; nothing was timed")
+        return {"kernels_timed": single(0, "kernel", "higher")}
+    copy = machine(s)["copy_gbps"]
+    lib, prefix = found
+    made = cases(lib, s.dit, s.stream, s.device)
+    figures = kernel_rates(lib, prefix, made, s.device, s.rounds, copy.value)
+    return {"kernels_timed": single(len(made), "kernel", "higher"), "copy_gbps": copy, **figures}
 
 
 def reference(mode: ReferenceMode) -> Callable[[Setting], Figures]:
@@ -254,6 +270,7 @@ class Part:
 PARTS: dict[str, Part] = {
     "machine": Part(machine, 120),
     "kernels": Part(kernels, 240),
+    "kernel-rates": Part(rates, 120),
     "reference-eager": Part(reference("eager"), 240),
     "backends": Part(backends, 400),
     "codecs": Part(codecs, 240),

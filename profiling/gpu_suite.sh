@@ -46,11 +46,19 @@ if [ -z "$dry" ]; then
     nvidia-smi > "$out/nvidia-smi.txt" 2>&1 || { echo "no NVIDIA driver here; try --dry-run" >&2; exit 1; }
     export LIVEEDIT_REQUIRE_GPU=1
     if command -v cmake > /dev/null && command -v nvcc > /dev/null; then
-        (cmake -S . -B "$out/build" -DCMAKE_BUILD_TYPE=Release \
+        (cmake -S . -B "$out/build" -DCMAKE_BUILD_TYPE=Release -DLIVEEDIT_PLUGINS=ON \
+            -DCMAKE_CUDA_ARCHITECTURES=native \
             && cmake --build "$out/build" -j"$(nproc)" \
             && cmake --install "$out/build" --prefix "$repository/src") > "$out/build.txt" 2>&1 \
+            && export LIVEEDIT_LIBRARIES="$out/build" \
             || echo "kernels were not built; see $out/build.txt"
     fi
+elif [ -z "${LIVEEDIT_LIBRARIES:-}" ] && command -v cmake > /dev/null; then
+    # The kernels' twins, so that a dry run calls them too.
+    (cmake -S . -B "$out/build" -DLIVEEDIT_PLUGINS=OFF && cmake --build "$out/build") \
+        > "$out/build.txt" 2>&1 \
+        && export LIVEEDIT_LIBRARIES="$out/build" \
+        || echo "host kernels were not built; see $out/build.txt"
 fi
 
 failed=0

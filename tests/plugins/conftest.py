@@ -5,28 +5,18 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from native_libraries import cmake_build, given
 
 from liveedit.runtime.kernels import HOST_LIBRARY, load_kernels
-
-ROOT = Path(__file__).parents[2]
-
-
-def cmake_build(build: Path, *options: str) -> Path:
-    for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(build), *options],
-        ["cmake", "--build", str(build)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return build
 
 
 @pytest.fixture(scope="session")
 def host_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if path := given(HOST_LIBRARY):
+        return load_kernels(path)
     if shutil.which("cmake") is None or shutil.which("c++") is None:
         pytest.skip("no cmake or no C++ compiler")
     build = cmake_build(tmp_path_factory.mktemp("host"), "-DLIVEEDIT_PLUGINS=OFF")
@@ -39,6 +29,7 @@ def cuda_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if any(shutil.which(tool) is None for tool in ("cmake", "c++", "nvcc")):
         pytest.skip("no cmake, C++ compiler or nvcc")
     options = ["-DLIVEEDIT_PLUGINS=ON", "-DCMAKE_CUDA_ARCHITECTURES=89"]
+    options += ["-DCMAKE_CUDA_FLAGS=-Xptxas -v"]  # registers and spills, for a test to read
     if headers := os.environ.get("TENSORRT_INCLUDE_DIR"):
         options.append(f"-DTENSORRT_INCLUDE_DIR={headers}")
     return cmake_build(tmp_path_factory.mktemp("cuda"), *options)

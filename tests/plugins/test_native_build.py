@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from native_libraries import LOG
 
 from liveedit.errors import BackendError
 from liveedit.runtime.kernels import (
@@ -78,6 +79,16 @@ def test_kernel_library_loads_without_a_driver(cuda_build: Path) -> None:
     assert gather(*[None] * 5, 1, 1, 8, 9, None) == INVALID_VALUE
     assert scatter(*[None] * 7, -1, 1, 8, 0, None) == INVALID_VALUE
     assert gather(*[None] * 5, 1, 0, 8, 0, None) == 0  # nothing kept: nothing launched
+
+
+@pytest.mark.slow
+def test_kernels_keep_everything_in_registers(cuda_build: Path) -> None:
+    said = (cuda_build / LOG).read_text()
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert len(spills) > 50
+    assert set(spills) == {("0", "0")}
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
+    assert max(registers) <= 128  # so that a block of 512 threads fits
 
 
 @pytest.mark.slow

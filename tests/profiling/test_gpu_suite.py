@@ -73,7 +73,9 @@ esac
 """
     )
     program.chmod(0o755)
-    done = suite(str(tmp_path / "out"), "--dry-run", PYTHON=str(program))
+    done = suite(
+        str(tmp_path / "out"), "--dry-run", PYTHON=str(program), LIVEEDIT_LIBRARIES=str(tmp_path)
+    )
     assert done.returncode == 1
     assert "2 parts failed" in done.stdout
     assert done.stdout.index("the table") > done.stdout.index("last")
