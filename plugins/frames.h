@@ -114,9 +114,12 @@ inline bool wide_planes(const void* planes, int64_t pixels, int dtype) {
     return pixels * dtype_bytes(dtype) % 16 == 0 && aligned16(planes);
 }
 
+inline bool even(const void* address) { return reinterpret_cast<uintptr_t>(address) % 2 == 0; }
+
 inline bool valid(const Nv12Args& a, int dtype) {
     return valid_dtype(dtype) && a.frames >= 0 && a.height >= 0 && a.width >= 0 &&
            a.height % 2 == 0 && a.width % 2 == 0 && a.pitch >= a.width && a.pitch % 2 == 0 &&
+           a.frame_stride % 2 == 0 && even(a.y) && even(a.uv) &&
            a.plane_stride >= a.frames * a.height * a.width;
 }
 

@@ -9,8 +9,8 @@
 // keeps state; sizes and constants are arguments, what changes from chunk to chunk is read from
 // device memory, so a captured graph never needs an update. The result is 0 or a cudaError_t:
 // 1 for arguments that cannot be right, else what the launch reported. dtype: 0 float32, 1 float16,
-// 2 bfloat16, and `real` is an array of it. Any alignment is right unless 16 bytes are asked for;
-// arrays on 16 bytes are faster.
+// 2 bfloat16, and `real` is an array of it. Arrays start on a multiple of their
+// element unless more is asked for; those on 16 bytes are faster.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +43,8 @@ LIVEEDIT_LAUNCHER(frames_out, const void* planes, uint8_t* rgb, int64_t pixels, 
 // NV12 frames -> RGB bytes of liveedit.runtime.nv12 -> planes through table real [256].
 // y [height, pitch] and uv [height / 2, pitch] of frame f start frame_stride * f bytes on; R, G and
 // B planes [frames, height, width] start plane_stride elements apart, so that a part of a longer
-// planes array can be written. Even height, width and pitch. bt709: 1, or 0 for BT.601.
+// planes array can be written. Height, width, pitch, frame_stride and both addresses are even.
+// bt709: 1, or 0 for BT.601.
 LIVEEDIT_LAUNCHER(nv12_in, const uint8_t* y, const uint8_t* uv, const void* table, void* planes,
                   int64_t frames, int64_t height, int64_t width, int64_t pitch,
                   int64_t frame_stride, int64_t plane_stride, int bt709, int full_range, int dtype);

@@ -113,13 +113,18 @@ def test_nv12_out(
 
 def test_impossible_frames_are_refused(host_library: ctypes.CDLL) -> None:
     invalid = 1
-    for n, h, w, pitch, stride in (
-        (1, 3, 4, 4, 12),
-        (1, 4, 5, 6, 20),
-        (1, 4, 4, 2, 16),
-        (2, 4, 4, 4, 31),
-        (-1, 4, 4, 4, 16),
+    for n, h, w, pitch, frame_stride, plane_stride, address in (
+        (1, 3, 4, 4, 24, 12, 16),
+        (1, 4, 5, 6, 24, 20, 16),
+        (1, 4, 4, 2, 24, 16, 16),
+        (1, 4, 4, 5, 24, 16, 16),
+        (2, 4, 4, 4, 24, 31, 16),
+        (2, 4, 4, 4, 25, 32, 16),
+        (2, 4, 4, 4, 24, 32, 17),
+        (-1, 4, 4, 4, 24, 16, 16),
     ):
-        sizes = (n, h, w, pitch, 24, stride)
-        assert host_library.liveedit_host_nv12_in(*[None] * 4, *sizes, 1, 0, 0) == invalid
-        assert host_library.liveedit_host_nv12_out(*[None] * 3, *sizes, 0, 1, 1, 0, 0) == invalid
+        sizes = (n, h, w, pitch, frame_stride, plane_stride)
+        given = (16, address, None, None)
+        assert host_library.liveedit_host_nv12_in(*given, *sizes, 1, 0, 0) == invalid
+        wanted = (None, address, 16)
+        assert host_library.liveedit_host_nv12_out(*wanted, *sizes, 0, 1, 1, 0, 0) == invalid
