@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from liveedit.bundle import read_manifest
@@ -15,11 +16,11 @@ from liveedit.engines.builder import build_bundle
 from liveedit.engines.layers import LayerTable
 from liveedit.engines.plan import read_sets
 from liveedit.errors import UsageError
-from liveedit.export.edit_quality import Limits
 from liveedit.export.graph_trial import load_step
 from liveedit.export.linears import linears
 from liveedit.export.quantize import FORMATS, SiteScale, sites
 from liveedit.export.quantized_bundle import Report, write_precision
+from liveedit.export.verdict import Limits, Verdict
 
 EIGHT_BIT = {"int8": "Int8", "fp8": "FP8"}
 
@@ -31,9 +32,12 @@ def quantised(bundle: Path, out: Path, name: str) -> tuple[Path, tuple[str, ...]
     layers = tuple(n for n in found if n != "blocks.1.ffn.2")
     report = Report(
         format=name, base="fp16", layers=layers, left_out=("blocks.1.ffn.2",), scales={},
-        sensitivity=(), quality=(), limits=Limits(), refused=(), calibration={},
+        sensitivity=(), verdict=Verdict(limits=Limits(), quality=()), calibration={},
     )  # fmt: skip
-    scales = {t: SiteScale(4 / form.largest) for t in sites(found)}
+    scales = {}
+    for tensor, readers in sites(found).items():
+        row = np.ones(int(readers[0].weight.shape[0]), np.float32)  # so that biases are corrected
+        scales[tensor] = SiteScale(4 / form.largest, row, mean=row, coded_mean=row)
     write_precision(root, form, scales, report)
     return root, layers
 

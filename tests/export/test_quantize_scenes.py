@@ -118,6 +118,8 @@ def test_wrong_arguments_are_refused_before_any_work(
         (["--ranges", "max,mean"], "no activation range 'mean'"),
         (["--drift-chunks", "-1"], "--drift-chunks must be 0 or more, got -1"),
         (["--plot", "x.png"], "--plot draws what --search measures"),
+        (["--plot", "x.png", "--search"], "--plot draws a record"),
+        (["--footage", str(bundle / "none")], "no footage at"),
         (["--calibration", str(bundle / "none")], "no calibration folder"),
     ):
         assert main([*command, *more]) == 2

@@ -124,8 +124,15 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) < 0:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} must be 0 or more, got {getattr(options, name)}")
+    if options.footage is not None and not options.footage.is_dir():
+        raise UsageError(
+            f"no footage at {options.footage}; give the cache that training fetched, see "
+            "docs/data.md, or leave the option out"
+        )
     if options.plot and not options.search:
         raise UsageError("--plot draws what --search measures; add --search")
+    if options.plot and not options.records:
+        raise UsageError("--plot draws a record; add --records DIR")
     frames = options.frames or calibration.window_frames(manifest)
     clips = clip_sets(options, manifest, frames, progress)
     if options.statistics and options.statistics.is_file():
