@@ -1,177 +1,165 @@
-"""Judge a trained editor on held-out scenes: `python -m liveedit.distill.evaluate --help`."""
+"""Judge a trained editor on held-out scenes: `python -m liveedit.distill.evaluate --help`.
+
+Writes `metrics.json` (figures of every edit, and their means) and `shown.npz` (a frame of the first
+edits, for side-by-side pictures) into a folder. `python -m liveedit.distill.report` makes tables of
+several such folders.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
-from liveedit.config import ModelConfig, StreamConfig, named_config
-from liveedit.distill.checkpoint import load_state
-from liveedit.distill.editor import Editor
-from liveedit.distill.edits import Edit, Scene, SceneConfig, make_scene
-from liveedit.distill.encode import load_codec
+from liveedit.distill.edits import Edit, SceneConfig, make_scene
 from liveedit.distill.footage import real_footage
-from liveedit.distill.latents import to_tensor
-from liveedit.distill.rollout import from_generator, stream_edit
-from liveedit.distill.scenes import Bytes
-from liveedit.distill.sources import load_clip
+from liveedit.distill.judge import judge, table
+from liveedit.distill.samplers import Sampler, load_sampler
+from liveedit.distill.scenes import Bytes, Footage
 from liveedit.errors import UsageError
-from liveedit.evaluation.known_edits import named_colour_seen
-from liveedit.evaluation.quality import SURE, closer_to_target, flicker, psnr, ssim
-from liveedit.models.patch_codec import PatchCodec
+
+SHOWN = 24  # edits of which a frame is kept
 
 
-class TorchStream:
-    """Codec, editor and tokenizer as one function from frames and words to frames."""
+@dataclass(frozen=True)
+class Case:
+    """One edit of a held-out scene."""
 
-    def __init__(
-        self, editor: Editor, codec: PatchCodec, tokenizer: Tokenizer, stream: StreamConfig
-    ) -> None:
-        self.editor, self.codec = editor.eval(), codec
-        self.tokenizer, self.stream = tokenizer, stream
-
-    @torch.inference_mode()
-    def reconstruct(self, frames: Bytes) -> Bytes:
-        """The codec alone: [T, H, W, 3] -> the same frames, coded and decoded."""
-        return _frames(self.codec.decode(self.codec.encode(to_tensor(frames))))
-
-    @torch.inference_mode()
-    def edit(self, frames: Bytes, prompt: str, seed: int = 0) -> Bytes:
-        """Stream [T, H, W, 3], T a multiple of four times the block, through the editor."""
-        source = self.codec.encode(to_tensor(frames))
-        embeds = self.editor.embed(self.tokenizer, [prompt])
-        rng = torch.Generator().manual_seed(seed)
-        edited = stream_edit(self.editor.dit, embeds, source, self.stream, from_generator(rng))
-        return _frames(self.codec.decode(edited))
+    scene: int
+    source: Bytes
+    edit: Edit
 
 
-def _frames(video: torch.Tensor) -> Bytes:
-    array: Bytes = (video[0].permute(1, 2, 3, 0) * 255 + 0.5).to(torch.uint8).numpy()
-    return array
+def held_out_cases(footage: Footage, config: SceneConfig, count: int) -> Iterator[Case]:
+    """The edits of the first ``count`` scenes, always the same ones."""
+    for seed in range(count):
+        scene = make_scene(seed, footage, config)
+        for edit in scene.edits:
+            yield Case(seed, scene.source, edit)
 
 
-def load_stream(checkpoint: Path, codec: Path, model_name: str = "tiny") -> TorchStream:
-    """The mean weights of a run, its tokenizer (beside it) and a codec."""
-    model: ModelConfig
-    model, stream = named_config(model_name)
-    editor = Editor(model)
-    state = load_state(checkpoint)
-    editor.dit.load_state_dict(state["ema"]["dit"])
-    editor.text.load_state_dict(state["ema"]["text"])
-    tokenizer = Tokenizer.from_file(str(checkpoint.parent / "tokenizer.json"))
-    return TorchStream(editor, load_codec(codec, model_name), tokenizer, stream)
+def batched(cases: Iterator[Case], size: int) -> Iterator[list[Case]]:
+    batch: list[Case] = []
+    for case in cases:
+        batch.append(case)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def judge(scene: Scene, edit: Edit, output: Bytes, reconstruction: Bytes) -> dict[str, Any]:
-    """The figures of one edit. ``reconstruction`` is the codec's version of the target."""
-    source, target, mask = scene.source, edit.target, edit.mask
-    sure, outside = mask >= SURE, mask == 0
-    named = named_colour_seen(edit.kind, edit.new_colour, output, target, mask)
-    return {
-        "kind": edit.kind,
-        "instruction": edit.instruction,
-        "named_colour": named,
-        "closer_to_target": closer_to_target(output, source, target, mask),
-        "region_psnr": psnr(output, target, sure),
-        "region_psnr_unedited": psnr(source, target, sure),
-        "region_psnr_codec": psnr(reconstruction, target, sure),
-        "background_psnr": psnr(output, target, outside),
-        "background_psnr_codec": psnr(reconstruction, target, outside),
-        "background_ssim": ssim(output, target, outside),
-        "background_ssim_codec": ssim(reconstruction, target, outside),
-        "flicker": flicker(output, target),
-        "flicker_codec": flicker(reconstruction, target),
-    }
+@dataclass
+class Judged:
+    """What a run of `judge_all` found."""
+
+    rows: list[dict[str, Any]]
+    shown: dict[str, list[Bytes]]
+    network_s: float
+    num_frames: int
 
 
-def table(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
-    """Means per kind and over all; shares for the yes-no figures; empty cells are left out."""
-    rows = list(rows)
-    out: dict[str, dict[str, float | int]] = {}
-    for kind in [*sorted({r["kind"] for r in rows}), "all"]:
-        chosen = [r for r in rows if kind in ("all", r["kind"])]
-        cells: dict[str, float | int] = {"count": len(chosen)}
-        for name in chosen[0]:
-            if name in ("kind", "instruction"):
-                continue
-            values = [r[name] for r in chosen if r[name] is not None and np.isfinite(r[name])]
-            if values:
-                cells[name] = round(float(np.mean(values)), 4)
-                if name in ("named_colour", "closer_to_target"):
-                    cells[f"{name}_count"] = len(values)
-        out[kind] = cells
-    return out
+def judge_all(
+    sampler: Sampler, cases: Iterator[Case], batch_size: int, max_seconds: float = math.inf
+) -> Judged:
+    """Edit and judge case after case, until the time is over."""
+    started, before = time.monotonic(), sampler.network_s
+    rows: list[dict[str, Any]] = []
+    shown: dict[str, list[Bytes]] = {"source": [], "target": [], "codec": [], "output": []}
+    frames = 0
+    for batch in batched(cases, batch_size):
+        prompts = [case.edit.instruction for case in batch]
+        seeds = [case.scene for case in batch]
+        outputs = sampler.edit([case.source for case in batch], prompts, seeds)
+        coded = sampler.decode(sampler.encode([case.edit.target for case in batch]))
+        for case, output, reconstruction in zip(batch, outputs, coded, strict=True):
+            row = judge(case.source, case.edit, output, reconstruction)
+            rows.append({"scene": case.scene, **row})
+            frames += len(output)
+            if len(rows) <= SHOWN:
+                parts = (case.source, case.edit.target, reconstruction, output)
+                for name, clip in zip(shown, parts, strict=True):
+                    shown[name].append(clip[-6])
+        if time.monotonic() - started > max_seconds:
+            break
+    return Judged(rows, shown, sampler.network_s - before, frames)
 
 
-def sheet(path: Path, rows: list[tuple[str, list[Bytes]]]) -> None:
-    """A PNG with one row of frames per entry, its words written on the first frame."""
-    from PIL import Image, ImageDraw
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every judging command takes."""
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--codec", type=Path, required=True)
+    parser.add_argument("--sources", type=Path, required=True, help="cache of clips and photos")
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is found")
+    parser.add_argument("--threads", type=int, default=1)
 
-    pictures = []
-    for words, frames in rows:
-        image = Image.fromarray(np.concatenate(frames, axis=1))
-        draw = ImageDraw.Draw(image)
-        draw.rectangle((0, 0, 6 * len(words) + 6, 12), fill=(0, 0, 0))
-        draw.text((3, 0), words, fill=(255, 255, 255))
-        pictures.append(np.asarray(image))
-    Image.fromarray(np.concatenate(pictures, axis=0)).save(path)
+
+def scene_config(sampler: Sampler, num_frames: int, edits_per_scene: int = 2) -> SceneConfig:
+    """Held-out scenes for a sampler.
+
+    Raises:
+        UsageError: the frames are not whole chunks.
+    """
+    chunk = 4 * sampler.stream.num_frame_per_block
+    if num_frames < 1 or num_frames % chunk:
+        raise UsageError(f"--num-frames must be a multiple of {chunk}, got {num_frames}")
+    return SceneConfig(
+        num_frames=num_frames,
+        height_px=sampler.stream.height_px,
+        width_px=sampler.stream.width_px,
+        edits_per_scene=edits_per_scene,
+        split="held_out",
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--codec", type=Path, required=True)
-    parser.add_argument("--sources", type=Path, required=True, help="cache of clips and photos")
-    parser.add_argument("--out", type=Path, required=True, help="folder for metrics and pictures")
-    parser.add_argument("--scenes", type=int, default=24)
+    add_arguments(parser)
+    parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--num-frames", type=int, default=24, help="a multiple of 12")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    if options.num_frames % 12:
-        raise UsageError(f"--num-frames must be a multiple of 12, got {options.num_frames}")
-    torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stream = load_stream(options.checkpoint, options.codec)
-    size = (stream.stream.height_px, stream.stream.width_px)
-    footage = real_footage(options.sources, "held_out", *size)
-    config = SceneConfig(
-        num_frames=options.num_frames,
-        height_px=size[0],
-        width_px=size[1],
-        edits_per_scene=2,
-        split="held_out",
+    parser.add_argument("--batch", type=int, default=8, help="clips that are edited together")
+    parser.add_argument(
+        "--method", choices=("stream", "whole"), help="default: whole for a foundation model"
     )
-    rows, pictures = [], []
-    for seed in range(options.scenes):
-        scene = make_scene(seed, footage, config)
-        for edit in scene.edits:
-            output = stream.edit(scene.source, edit.instruction, seed)
-            coded = stream.reconstruct(edit.target)
-            rows.append(judge(scene, edit, output, coded))
-            shown = [scene.source[-6], edit.target[-6], coded[-6], output[-6]]
-            pictures.append((f"{edit.instruction}  [{rows[-1]['named_colour']}]", shown))
-    for i in range(0, len(pictures), 10):
-        sheet(options.out / f"held_out_{i // 10}.png", pictures[i : i + 10])
-    clip = np.asarray(load_clip("box", options.sources, *size, 48))
-    demo = []
-    for prompt in ("make the yellow box blue", "turn the yellow box red", "make it sepia"):
-        edited = stream.edit(clip, prompt)
-        demo.append((prompt, [clip[8], edited[8], clip[40], edited[40]]))
-    sheet(options.out / "box.png", demo)
+    parser.add_argument("--steps", type=int, default=50, help="network calls of whole")
+    parser.add_argument("--max-seconds", type=float, default=math.inf)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    sampler, stage, step = load_sampler(
+        options.checkpoint, options.codec, method=options.method, steps=options.steps
+    )
+    config = scene_config(sampler, options.num_frames)
+    footage = real_footage(options.sources, "held_out", config.height_px, config.width_px)
+    cases = held_out_cases(footage, config, options.scenes)
+    judged = judge_all(sampler, cases, options.batch, options.max_seconds)
+    options.out.mkdir(parents=True, exist_ok=True)
     result = {
-        "step": load_state(options.checkpoint)["step"],
+        "stage": stage,
+        "step": step,
+        "method": sampler.method,
         "num_frames": options.num_frames,
-        "table": table(rows),
-        "rows": rows,
+        "scenes": len({row["scene"] for row in judged.rows}),
+        "calls_per_frame": sampler.calls_per_frame,
+        "calls_per_clip": sampler.calls(options.num_frames // 4),
+        "batch": options.batch,
+        "threads": options.threads,
+        "network_s_per_frame": judged.network_s / judged.num_frames,
+        "table": table(judged.rows),
+        "rows": judged.rows,
     }
     (options.out / "metrics.json").write_text(json.dumps(result, indent=1))
+    np.savez_compressed(
+        options.out / "shown.npz",
+        **{k: np.stack(v) for k, v in judged.shown.items()},  # type: ignore[arg-type]
+    )
     print(json.dumps(result["table"], indent=1))
     return 0
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from liveedit.distill.edits import Scene
-from liveedit.distill.evaluate import judge, table
+from liveedit.distill.judge import judge, table
 
 
 def test_target_passes_and_source_fails(squares: list[Scene]) -> None:
     scene = squares[0]
     edit = scene.edits[0]
-    good = judge(scene, edit, edit.target, edit.target)
+    good = judge(scene.source, edit, edit.target, edit.target)
     assert good["named_colour"] is True
     assert good["closer_to_target"] is True
     assert good["region_psnr"] == good["background_psnr"] == float("inf")
-    bad = judge(scene, edit, scene.source, edit.target)
+    bad = judge(scene.source, edit, scene.source, edit.target)
     assert bad["named_colour"] is False
     assert bad["closer_to_target"] is False
     assert bad["region_psnr"] == bad["region_psnr_unedited"] < 12
@@ -27,7 +27,7 @@ def test_table_averages_what_is_there(squares: list[Scene]) -> None:
     scene = squares[0]
     edit = scene.edits[0]
     worse = np.clip(edit.target.astype(int) + 10, 0, 255).astype(np.uint8)
-    rows = [judge(scene, edit, out, edit.target) for out in (worse, scene.source)]
+    rows = [judge(scene.source, edit, out, edit.target) for out in (worse, scene.source)]
     cells = table(rows)["recolour"]
     assert cells["count"] == cells["named_colour_count"] == 2
     assert cells["named_colour"] == 0.5
