@@ -230,8 +230,9 @@ def backends(s: Setting) -> Figures:
     from liveedit.profiling.bench_case import Case, run_case
     from liveedit.profiling.frames import moving_square
     from liveedit.profiling.prompting import give_prompt
+    from liveedit.runtime.backends import BACKENDS
     from liveedit.runtime.mask_cache import MaskCachePolicy
-    from liveedit.runtime.stream import BACKENDS, StreamEditor
+    from liveedit.runtime.stream import StreamEditor
 
     if s.bundle is None:
         raise UsageError("no bundle was given; add one: gpu_suite.sh OUT BUNDLE")

@@ -26,9 +26,11 @@ class PassRunner:
                 made.add(buffer)
                 shape = tuple(self._tokens if d == KEEP_DIMENSION else int(d) for d in tensor.shape)
                 backend.alloc(buffer, tensor.dtype, shape)
+        backend.alloc("control", "int64", (8,))
         self.engine = backend.load("dit_step", spec, root / spec.file, [binding])
+        backend.start()
         for i, name in enumerate(("noisy", "source", "noise")):
-            backend.write_noise(name, seed=1, chunk=0, draw=i)
+            backend.write_noise(name, control="control", draw=i)
         for name, value in (("timestep", 500.0), ("sigma", 0.5), ("sigma_next", 0.25)):
             backend.write(name, value)
         backend.write("rope_cos", 1.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from liveedit.profiling.bench_case import Case, run_case
 from liveedit.profiling.environment import read_environment
-from liveedit.runtime.stream import BACKENDS
+from liveedit.runtime.backends import BACKENDS
 
 CPU_BACKENDS = ("onnxruntime", "null")
 Run = Callable[[str], float]  # precision -> frames per second

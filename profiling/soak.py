@@ -7,23 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from liveedit.bundle import DType, GraphSpec, read_manifest
+from liveedit.bundle import GraphSpec, read_manifest
 from liveedit.errors import UsageError
 from liveedit.profiling.accounting import video_frames_per_chunk
 from liveedit.profiling.frames import moving_square
 from liveedit.profiling.memory import release_free_memory, rss_bytes
 from liveedit.profiling.prompting import give_prompt
 from liveedit.profiling.records import Figure, distribution, single
-from liveedit.runtime.backend import Array, Backend, Binding, Engine, Frames
-from liveedit.runtime.graphs import choose_precision
+from liveedit.runtime.backend import Backend, Binding, Engine
+from liveedit.runtime.backends import Opening, open_backend, resolve
 from liveedit.runtime.mask_cache import MaskCachePolicy
-from liveedit.runtime.null_backend import NullBackend
-from liveedit.runtime.onnx_backend import OnnxBackend
 from liveedit.runtime.stream import StreamEditor
 
 MAX_RSS_GROWTH = 1 << 20  # bytes over the whole run
@@ -31,59 +28,29 @@ MAX_LATENCY_RATIO = 1.05  # last quarter's median over the first's
 
 
 class CountingBackend:
-    """Passes every call on and counts it, with the bytes that cross between host and buffers."""
+    """Passes every call on and counts it, with the bytes of the arrays that cross."""
 
     def __init__(self, inner: Backend) -> None:
-        self.name = inner.name
         self.inner = inner
         self.counts: Counter[str] = Counter()
-
-    def alloc(self, buffer: str, dtype: DType, shape: tuple[int, ...]) -> None:
-        self.counts["alloc"] += 1
-        self.inner.alloc(buffer, dtype, shape)
 
     def load(self, graph: str, spec: GraphSpec, path: Path, bindings: Sequence[Binding]) -> Engine:
         self.counts["load"] += 1
         return _CountingEngine(f"run {graph}", self.inner.load(graph, spec, path, bindings), self)
 
-    def write(self, buffer: str, value: npt.ArrayLike) -> None:
-        self.counts["write"] += 1
-        # What a pruned pass writes depends on the content; everything else is constant.
-        kind = "bytes written, keep" if buffer in ("keep_index", "token_row") else "bytes written"
-        self.counts[kind] += int(getattr(value, "nbytes", 8))
-        self.inner.write(buffer, value)
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self.inner, name)
+        if not callable(attribute):
+            return attribute
 
-    def read(self, buffer: str) -> Array:
-        self.counts["read"] += 1
-        array = self.inner.read(buffer)
-        self.counts["bytes read"] += array.nbytes
-        return array
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.counts[name] += 1
+            for argument in arguments:
+                self.counts["bytes"] += int(getattr(argument, "nbytes", 0))
+            return attribute(*arguments, **options)
 
-    def write_frames(self, buffer: str, frames: Frames, pixel_range: tuple[float, float]) -> None:
-        self.counts["write_frames"] += 1
-        self.counts["bytes written"] += frames.nbytes
-        self.inner.write_frames(buffer, frames, pixel_range)
-
-    def read_frames(self, buffer: str, frames: Frames, pixel_range: tuple[float, float]) -> None:
-        self.counts["read_frames"] += 1
-        self.counts["bytes read"] += frames.nbytes
-        self.inner.read_frames(buffer, frames, pixel_range)
-
-    def write_noise(self, buffer: str, *, seed: int, chunk: int, draw: int) -> None:
-        self.counts["write_noise"] += 1
-        self.inner.write_noise(buffer, seed=seed, chunk=chunk, draw=draw)
-
-    def copy(self, src: str, dst: str, *, src_row: int, dst_row: int, count: int) -> None:
-        self.counts["copy"] += 1
-        self.counts["rows copied"] += count
-        self.inner.copy(src, dst, src_row=src_row, dst_row=dst_row, count=count)
-
-    def zero(self, buffer: str) -> None:
-        self.counts["zero"] += 1
-        self.inner.zero(buffer)
-
-    def close(self) -> None:
-        self.inner.close()
+        setattr(self, name, call)
+        return call
 
 
 @dataclass(frozen=True)
@@ -91,6 +58,9 @@ class _CountingEngine:
     key: str
     inner: Engine
     backend: CountingBackend
+
+    def rows(self, num_keep: int) -> int:
+        return self.inner.rows(num_keep)
 
     def run(self, *, side: int = 0, num_keep: int | None = None) -> None:
         self.backend.counts[self.key] += 1
@@ -168,12 +138,11 @@ def soak(
         raise UsageError("a soak needs --chunks or --minutes")
     if (chunks is not None and chunks < 20) or (minutes is not None and minutes <= 0):
         raise UsageError("a soak needs at least 20 chunks, and more than no time")
-    if backend not in ("onnxruntime", "null"):
-        raise UsageError(f"soak counts calls on onnxruntime and null, not {backend!r}")
     manifest = read_manifest(bundle)
-    name = choose_precision(bundle, manifest, precision)
+    backend, name = resolve(bundle, manifest, backend, precision)
     stream = manifest.stream
-    counting = CountingBackend(NullBackend() if backend == "null" else OnnxBackend(threads=threads))
+    opening = Opening(root=bundle, manifest=manifest, precision=name, threads=threads)
+    counting = CountingBackend(open_backend(backend, opening))
     per_chunk = video_frames_per_chunk(stream)
     frames = moving_square(per_chunk, stream.height_px, stream.width_px)
     warmup = stream.local_attn_size // stream.num_frame_per_block + 3
@@ -184,7 +153,7 @@ def soak(
     with StreamEditor(
         bundle,
         manifest,
-        counting,
+        cast(Backend, counting),
         precision=name,
         mask_cache=policy or MaskCachePolicy(),
         on_non_finite="last-good",
@@ -205,7 +174,6 @@ def soak(
             times.append((time.perf_counter_ns() - start) / 1e6)
             non_finite += sum(c.recovered is not None for c in edited)
             mine = dict(counting.counts - before)
-            mine.pop("bytes written, keep", None)
             calls = calls or mine
             constant = constant and mine == calls
             if leak_bytes:

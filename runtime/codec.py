@@ -7,11 +7,10 @@ run: only a graph whose sole reader of a buffer is its writer may update it in p
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import numpy as np
+from functools import partial
 
 from liveedit.bundle import GraphSpec, Manifest, TensorSpec
-from liveedit.runtime.backend import Backend, Binding, Engine, Frames
+from liveedit.runtime.backend import Backend, Binding, ChunkOutput, Engine, Frames
 from liveedit.runtime.tracing import NULL_TRACER, Tracer
 
 LoadGraph = Callable[[str, list[Binding]], Engine]
@@ -66,7 +65,8 @@ class StepGraphs:
         return self._names[0 if self.calls == 0 else -1]
 
     def run(self) -> None:
-        self._engines[self.graph].run(side=self._side)
+        graph, side = self.graph, self._side
+        self._backend.replay((graph, side), partial(self._engines[graph].run, side=side))
         self._side ^= 1
         self.calls += 1
 
@@ -85,8 +85,6 @@ class StreamingCodec:
         self._tracer = tracer
         self._backend = backend
         self._spec = manifest.codec
-        low, high = manifest.pixel_range
-        self._range = (low, high)
         self._encoder = StepGraphs(backend, graphs, load, "encode")
         self._decoder = StepGraphs(backend, graphs, load, "decode")
         outputs = {n: g.outputs for n, g in graphs.items() if n.startswith("decode_")}
@@ -94,12 +92,12 @@ class StreamingCodec:
             name: next(int(t.shape[2]) for t in tensors if t.name == "frames")
             for name, tensors in outputs.items()
         }
-        size = (max(self._decoded.values()), manifest.stream.height_px, manifest.stream.width_px)
-        self._scratch: Frames = np.empty((*size, 3), dtype=np.uint8)
 
     def reset(self) -> None:
-        self._encoder.reset()
-        self._decoder.reset()
+        with self._backend.stage("encode"):
+            self._encoder.reset()
+        with self._backend.stage("decode"):
+            self._decoder.reset()
 
     @property
     def group_frames(self) -> int:
@@ -107,15 +105,23 @@ class StreamingCodec:
         first = self._encoder.calls == 0
         return self._spec.encode_first_frames if first else self._spec.encode_next_frames
 
-    def encode(self, frames: Frames, latent: str, row: int) -> None:
-        """Encode ``group_frames`` frames, uint8 [n, H, W, 3], into latent frame ``row``."""
+    def encode(self, frames: Frames, row: int, *, last: bool) -> None:
+        """Encode ``group_frames`` frames, uint8 [n, H, W, 3], into frame ``row`` of `encoded`.
+
+        ``last``: the chunk's latents are complete with it.
+        """
         assert len(frames) == self.group_frames, (len(frames), self.group_frames)
-        graph = self._encoder.graph
-        with self._tracer.range("upload"):
-            self._backend.write_frames(f"{graph}.frames", frames, self._range)
-        with self._tracer.range("encode"):
-            self._encoder.run()
-            self._backend.copy(f"{graph}.latent", latent, src_row=0, dst_row=row, count=1)
+        graph, backend = self._encoder.graph, self._backend
+        with backend.stage("encode"):
+            with self._tracer.range("upload"):
+                backend.write_frames(f"{graph}.frames", frames)
+            with self._tracer.range("encode"):
+                self._encoder.run()
+                if row == 0:
+                    backend.wait("source taken")
+                backend.copy(f"{graph}.latent", "encoded", src_row=0, dst_row=row, count=1)
+            if last:
+                backend.record("encoded")
 
     def decoded_frames(self, count: int) -> list[int]:
         """How many pixel frames each of the next ``count`` latents will give."""
@@ -124,21 +130,17 @@ class StreamingCodec:
             sizes[0] -= self._spec.decode_first_trim
         return sizes
 
-    def decode(self, latent: str, count: int) -> Frames:
-        """Decode latent frames 0..count of a buffer. Returns uint8 [n, H, W, 3], new memory."""
-        sizes = self.decoded_frames(count)
-        out: Frames = np.empty((sum(sizes), *self._scratch.shape[1:]), dtype=np.uint8)
-        end = 0
-        for row, size in enumerate(sizes):
-            graph = self._decoder.graph
-            with self._tracer.range("decode"):
-                self._backend.copy(latent, f"{graph}.latent", src_row=row, dst_row=0, count=1)
-                self._decoder.run()
-            start, end = end, end + size
-            with self._tracer.range("download"):
-                given = self._decoded[graph]
-                target = out[start:end] if given == size else self._scratch[:given]
-                self._backend.read_frames(f"{graph}.frames", target, self._range)
-                if given != size:
-                    out[start:end] = target[given - size :]
-        return out
+    def decode(self, latent: str, count: int, out: ChunkOutput) -> None:
+        """Decode latent frames 0..count of a buffer; their frames will be in ``out``."""
+        backend, start = self._backend, 0
+        with backend.stage("decode"):
+            backend.wait(latent)
+            for row, size in enumerate(self.decoded_frames(count)):
+                graph = self._decoder.graph
+                with self._tracer.range("decode"):
+                    backend.copy(latent, f"{graph}.latent", src_row=row, dst_row=0, count=1)
+                    self._decoder.run()
+                with self._tracer.range("download"):
+                    skip = self._decoded[graph] - size
+                    backend.fetch_frames(f"{graph}.frames", skip, out, start)
+                start += size

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from liveedit.bundle import Manifest
-from liveedit.runtime.backend import Backend
+from liveedit.runtime.backend import (
+    NEXT_CHUNK,
+    SEED,
+    Backend,
+    ChunkOutput,
+    OnNonFinite,
+)
 from liveedit.runtime.graphs import BundleGraphs
 from liveedit.runtime.kv_cache import KVCache
-from liveedit.runtime.mask_cache import KeepSet, MaskCache, MaskCachePolicy
+from liveedit.runtime.mask_cache import MaskCachePolicy, TokenChoice
 from liveedit.runtime.rope import RotaryTable
 from liveedit.runtime.tracing import Tracer
-from liveedit.schedule import CLEAN_STEP, DenoisingStep, denoising_steps
+from liveedit.schedule import CLEAN_STEP, denoising_steps
 
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkMask:
-    """What a finished chunk computed and changed. New memory."""
-
-    kept: npt.NDArray[np.bool_]  # [F, h/2, w/2]: tokens that its pruned passes computed
-    num_kept: int
-    importance: npt.NDArray[np.float32]  # [F, h, w] in [0, 1]
-    peak_change: float
+# What a pass reads of its own: (in a pass over all tokens, in a pass over the kept ones).
+_TOKENS = {
+    "keep_index": ("keep_all", "keep_index"),
+    "token_row": ("row_all", "token_row"),
+    "kv_length": ("kv_full", "kv_pruned"),
+}
+_SCALARS = ("timestep", "sigma", "sigma_next")
 
 
 class Denoiser:
-    """The DiT over one stream of latents. Reads `source`, leaves x0 in `noisy`."""
+    """The DiT over one stream of latents. Takes `encoded`, leaves x0 in `edited.0` or `edited.1`.
+
+    A chunk is two bodies of calls, which a backend may capture: `_denoise` up to x0 and the next
+    chunk's tokens, and `_finish`, which only later chunks need. What changes from chunk to chunk
+    is in buffers; the number of tokens that a pruned pass computes is the one thing the host must
+    know, and it chooses between captured bodies by it.
+    """
 
     def __init__(
         self,
@@ -38,110 +48,199 @@ class Denoiser:
         *,
         mask_cache: MaskCachePolicy,
         seed: int,
+        on_non_finite: OnNonFinite,
         tracer: Tracer,
     ) -> None:
+        """Allocates and loads; `start` comes after the backend's."""
         stream = manifest.stream
         self._backend = backend
         self._seed = seed
+        self._policy: OnNonFinite = on_non_finite
         self._tracer = tracer
-        self._num_frames = stream.num_frame_per_block
-        self._steps = denoising_steps(stream)
+        self._tokens = stream.block_seq_length
+        self._steps = (*denoising_steps(stream), CLEAN_STEP)
         self._kv = KVCache.for_stream(stream)
-        self._mask = MaskCache(stream, mask_cache, len(self._steps))
+        self._choice = TokenChoice(stream, mask_cache, len(self._steps) - 1)
         self._rope = RotaryTable(
             head_dim=manifest.model.dit.head_dim,
             num_frames=stream.num_frame_per_block,
             height=stream.latent_height // 2,
             width=stream.latent_width // 2,
         )
-        self._dit_step = graphs.load("dit_step")
-        graphs.alloc("last_good", *graphs.buffers["noisy"])
+        self._alloc(graphs, (stream.num_frame_per_block, stream.latent_height, stream.latent_width))
+        self._dit_step = graphs.load(
+            "dit_step", [self._binding(i) for i in range(len(self._steps))]
+        )
+        for name in ("encoded", "edited.0", "edited.1", "last_good"):
+            graphs.alloc(name, *graphs.buffers["noisy"])
         self._kv_buffers = [b for b in graphs.buffers if b.startswith(("k_cache_", "v_cache_"))]
+        graphs.alloc("kv_table", "int64", (len(self._kv_buffers),))
         self._state = [*self._kv_buffers, *(b for b in graphs.buffers if b.startswith("attn_"))]
-        self._bound_keep: KeepSet | None = None
-        self._has_good = False
+        self._keep_everything = True
+        self._previous: ChunkOutput | None = None
+        self._num_next = 0
+
+    def _alloc(self, graphs: BundleGraphs, latent: tuple[int, int, int]) -> None:
+        for name in ("keep_all", "row_all", "keep_index", "token_row"):
+            graphs.alloc(name, "int32", (self._tokens,))
+        graphs.alloc("control", "int64", (8,))
+        graphs.alloc("rope_frequency", "int64", self._rope.frequency.shape)
+        graphs.alloc("count_all", "int32", (2,))
+        for name in ("kv_full", "kv_pruned", "flag", "has_good"):
+            graphs.alloc(name, "int32", (1,))
+        graphs.alloc("importance", "float32", latent, "result")
+        graphs.alloc("peak", "float32", (1,), "result")
+        graphs.alloc("kept", "uint8", (self._tokens,), "result")
+        graphs.alloc("counts", "int32", (2,), "result")
+        graphs.alloc("outcome", "int32", (1,), "result")
+
+    def _binding(self, number: int) -> dict[str, str]:
+        """Where pass ``number`` finds what is not the same in every pass."""
+        pruned = number in self._choice.pruned_passes
+        return {n: f"{n}.{number}" for n in _SCALARS} | {n: b[pruned] for n, b in _TOKENS.items()}
 
     @property
     def chunk(self) -> int:
-        """Number of the chunk that is denoised next."""
+        """Number of the chunk that is submitted next."""
         return self._kv.chunk
 
+    @property
+    def choice(self) -> TokenChoice:
+        return self._choice
+
+    def start(self) -> None:
+        """Fill the buffers that never change."""
+        backend = self._backend
+        for number, step in enumerate(self._steps):
+            for name in _SCALARS:
+                backend.write(f"{name}.{number}", getattr(step, name))
+        backend.write("keep_all", self._choice.full.keep_index)
+        backend.write("row_all", self._choice.full.token_row)
+        backend.write("count_all", self._tokens)
+        backend.write("rope_frequency", self._rope.frequency.view(np.int64))
+        backend.write_addresses("kv_table", self._kv_buffers)
+        backend.write("rope_cos", self._rope.cos)
+        backend.write("rope_sin", self._rope.sin)
+        self._start_stream()
+
     def reset(self) -> None:
-        """Chunk 0, nothing remembered."""
-        for buffer in self._state:
-            self._backend.zero(buffer)
+        """Chunk 0, nothing remembered. Every chunk submitted was collected."""
+        with self._backend.stage("dit"):
+            for buffer in self._state:
+                self._backend.zero(buffer)
         self._kv.reset()
-        self._mask.reset()
-        self._bound_keep = None
-        self._has_good = False
+        self._start_stream()
+
+    def _start_stream(self) -> None:
+        control = np.zeros(8, dtype=np.uint64)
+        control[NEXT_CHUNK], control[SEED] = 0, self._seed & (2**64 - 1)
+        with self._backend.stage("dit"):
+            self._backend.write("control", control.view(np.int64))
+            self._backend.write("has_good", 0)
+        self._keep_everything = True
+        self._previous = None
 
     def forget_mask(self) -> None:
         """Compute every token of the next chunk."""
-        self._mask.reset()
+        self._keep_everything = True
 
-    def denoise(self) -> None:
-        """Every denoising pass of the current chunk."""
-        chunk, backend = self._kv.chunk, self._backend
-        self._rope.move_to(chunk * self._num_frames)
-        backend.write("rope_cos", self._rope.cos)
-        backend.write("rope_sin", self._rope.sin)
-        backend.write("write_index", self._kv.write_index)
+    def submit(self, out: ChunkOutput, decode: Callable[[str], None]) -> bool:
+        """Queue the chunk in `encoded`; its results will be in ``out``.
+
+        Args:
+            decode: called with the name of the buffer of x0, as soon as that is queued.
+
+        Returns:
+            Whether every token is computed, whatever the preceding chunk has chosen.
+        """
+        backend, index = self._backend, self._kv.chunk
+        everything, self._keep_everything = self._keep_everything, False
+        edited = f"edited.{index % 2}"
+        rows = self._dit_step.rows(self._num_keep(everything))
+        with backend.stage("dit"):
+            if everything:
+                # Also what the captured bodies find when no pass is pruned.
+                backend.copy_all("keep_all", "keep_index")
+                backend.copy_all("row_all", "token_row")
+                backend.copy_all("count_all", "counts")
+            backend.wait("encoded")
+            backend.copy_all("encoded", "source")
+            backend.record("source taken")
+            backend.replay(("denoise", rows), partial(self._denoise, rows))
+            # The chunk that had this buffer before was collected: a backend's depth is at most 2.
+            backend.copy_all("noisy", edited)
+            backend.record(edited)
+            backend.fetch_results(out)
+        decode(edited)
+        with backend.stage("dit"):
+            backend.replay("finish", self._finish)
+        self._previous = out
+        self._kv.commit()
+        return everything
+
+    def collected(self, out: ChunkOutput, num_next: int) -> None:
+        """A chunk was collected; it chose ``num_next`` tokens for the one after it."""
+        if out is self._previous:
+            self._previous, self._num_next = None, num_next
+
+    def _num_keep(self, everything: bool) -> int:
+        """Tokens that the next chunk's pruned passes compute.
+
+        Where that follows from the content, it waits for the preceding chunk to have chosen: its
+        clean pass still runs meanwhile.
+        """
+        if everything or not self._choice.pruned_passes:
+            return self._tokens
+        if self._choice.policy.token_budget is not None:
+            return self._choice.policy.token_budget
+        if self._previous is not None:
+            return int(self._previous.results()["counts"][1])
+        return self._num_next
+
+    # What a backend may capture
+
+    def _denoise(self, rows: int) -> None:
+        """Every denoising pass, the guard over x0, and the next chunk's tokens."""
+        backend = self._backend
+        written = _same("write_index", "kv_full", "kv_pruned", "flag")
+        backend.begin_chunk(self._kv, written | _same("control", "counts"))
+        backend.rotary("control", self._rope, "rope_frequency", "rope_cos", "rope_sin")
         self._noise("noisy", draw=0)
-        for number, step in enumerate(self._steps):
+        for number, step in enumerate(self._steps[:-1]):
             if step.sigma_next:
                 self._noise("noise", draw=number + 1)
-            self._pass(step, self._mask.for_pass(number), number)
+            self._pass(number, rows)
             # After the last pass this is x0 itself, since its sigma_next is 0.
-            self._copy("next_latent", "noisy")
-
-    def is_finite(self) -> bool:
-        """Whether x0 is; if so it becomes the last good one."""
-        if not np.isfinite(self._backend.read("noisy")).all():
-            return False
-        self._copy("noisy", "last_good")
-        self._has_good = True
-        return True
-
-    def replace(self, *, repeat: bool) -> None:
-        """Put the last good x0 in place of this one, or, without ``repeat``, the source."""
-        self._copy("last_good" if repeat and self._has_good else "source", "noisy")
-
-    def finish(self) -> ChunkMask:
-        """The clean pass on x0, the commit of its keys and values, the next chunk's mask."""
-        kept, num_kept = self._mask.pruned.kept.copy(), self._mask.pruned.num_kept
-        self._pass(CLEAN_STEP, self._mask.full, number=len(self._steps))
-        with self._tracer.range("commit"):
-            if copy := self._kv.commit():
-                for kv in self._kv_buffers:
-                    self._backend.copy(kv, kv, src_row=copy.src, dst_row=copy.dst, count=copy.count)
+            backend.copy_all("next_latent", "noisy")
         with self._tracer.range("mask"):
-            importance = self._mask.update(
-                self._backend.read("noisy"), self._backend.read("source")
+            latents = {"latent": "noisy", "edited": "noisy"}
+            backend.guard(
+                self._policy,
+                latents | _same("last_good", "source", "flag", "has_good", "outcome"),
             )
-        return ChunkMask(
-            kept=kept, num_kept=num_kept, importance=importance, peak_change=self._mask.peak
-        )
+            chosen = _same("keep_index", "token_row", "kept", "counts", "importance", "peak")
+            backend.choose_tokens(self._choice, latents | chosen | _same("source", "outcome"))
 
-    def _pass(self, step: DenoisingStep, keep: KeepSet, number: int) -> None:
+    def _finish(self) -> None:
+        """The clean pass on x0 and the commit of its keys and values."""
+        self._pass(len(self._steps) - 1, self._tokens)
+        with self._tracer.range("commit"):
+            self._backend.commit(self._kv_buffers, "kv_table", "control", self._tokens)
+
+    def _pass(self, number: int, rows: int) -> None:
         """One run of the DiT over the current chunk."""
-        backend, kv_length = self._backend, self._kv.kv_length(keep.num_kept)
-        kind = "pruned" if keep is not self._mask.full else "full"
-        if step is CLEAN_STEP:
+        kind = "pruned" if number in self._choice.pruned_passes and rows < self._tokens else "full"
+        kept = rows if kind == "pruned" else self._tokens
+        if number == len(self._steps) - 1:
             kind = "clean"
-        with self._tracer.range("pass", kind=kind, step=number, kept=keep.num_kept, kv=kv_length):
-            backend.write("timestep", step.timestep)
-            backend.write("sigma", step.sigma)
-            backend.write("sigma_next", step.sigma_next)
-            if keep is not self._bound_keep:
-                backend.write("keep_index", keep.keep_index)
-                backend.write("token_row", keep.token_row)
-                self._bound_keep = keep
-            backend.write("kv_length", kv_length)
-            self._dit_step.run(num_keep=keep.num_kept)
+        kv = self._kv.kv_length(kept)
+        with self._tracer.range("pass", kind=kind, step=number, kept=kept, kv=kv):
+            self._dit_step.run(side=number, num_keep=kept)
 
     def _noise(self, buffer: str, *, draw: int) -> None:
         with self._tracer.range("noise"):
-            self._backend.write_noise(buffer, seed=self._seed, chunk=self._kv.chunk, draw=draw)
+            self._backend.write_noise(buffer, control="control", draw=draw)
 
-    def _copy(self, src: str, dst: str) -> None:
-        self._backend.copy(src, dst, src_row=0, dst_row=0, count=self._num_frames)
+
+def _same(*names: str) -> dict[str, str]:
+    return {n: n for n in names}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from liveedit.bundle import DType, Manifest, verify_file
 from liveedit.errors import BundleError
-from liveedit.runtime.backend import KEEP_DIMENSION, Backend, Binding, Engine
+from liveedit.runtime.backend import KEEP_DIMENSION, Backend, Binding, Engine, Region
 
 REQUIRED_GRAPHS = ("prompt", "dit_step", "encode_next", "decode_next")
 
@@ -23,26 +23,39 @@ class BundleGraphs:
         self._backend = backend
         self._tokens = manifest.stream.block_seq_length
 
-    def load(self, graph: str, bindings: Sequence[Binding] | None = None) -> Engine:
-        """Load a graph. None allocates its buffers; an aliased output takes its input's."""
+    def load(self, graph: str, sides: Sequence[Mapping[str, str]] = ({},)) -> Engine:
+        """Load a graph and allocate its buffers, called like its tensors.
+
+        Args:
+            sides: one binding each; names the buffers that are called otherwise there. An aliased
+                output takes its input's.
+        """
         spec = self.specs[graph]
-        if bindings is None:
-            tensors = (*spec.inputs, *spec.outputs)
-            binding = {t.name: t.name for t in tensors} | spec.aliases
-            for tensor in tensors:
+        bindings: list[Binding] = []
+        for side in sides:
+            binding = {t.name: side.get(t.name, t.name) for t in (*spec.inputs, *spec.outputs)}
+            binding |= {output: binding[source] for output, source in spec.aliases.items()}
+            for tensor in (*spec.inputs, *spec.outputs):
                 shape = (self._tokens if d == KEEP_DIMENSION else int(d) for d in tensor.shape)
                 self.alloc(binding[tensor.name], tensor.dtype, tuple(shape))
-            bindings = [binding]
+            bindings.append(binding)
+        return self.bind(graph, bindings)
+
+    def bind(self, graph: str, bindings: Sequence[Binding]) -> Engine:
+        """Load a graph into buffers that were allocated elsewhere."""
+        spec = self.specs[graph]
         return self._backend.load(graph, spec, self._root / spec.file, bindings)
 
-    def alloc(self, buffer: str, dtype: DType, shape: tuple[int, ...]) -> None:
+    def alloc(
+        self, buffer: str, dtype: DType, shape: tuple[int, ...], region: Region = "state"
+    ) -> None:
         """Allocate a buffer, or check that an earlier graph's is the same.
 
         Raises:
             BundleError: it is not.
         """
         if buffer not in self.buffers:
-            self._backend.alloc(buffer, dtype, shape)
+            self._backend.alloc(buffer, dtype, shape, region)
             self.buffers[buffer] = (dtype, shape)
         elif self.buffers[buffer] != (dtype, shape):
             raise BundleError(

@@ -1,4 +1,4 @@
-"""Which tokens a pruned pass recomputes: importance, rank, tokens, buckets. Host numpy.
+"""Which tokens a pruned pass recomputes: importance, rank, tokens, buckets. The rule, in numpy.
 
 `released` follows the published code step by step: squared difference of edited and source latent,
 the largest `keep_ratio` of latent pixels per frame (with all that tie with the last one), cut to
@@ -35,13 +35,15 @@ class MaskCachePolicy:
     ``pruned_passes`` counts denoising passes from 0; None takes the mode's own: all but the first
     and last for `released`, all for `paper`. ``importance_dtype`` bfloat16 rounds after every
     operation as the release does, which makes more ties; float32 ranks what the release
-    meant to rank.
+    meant to rank. ``token_budget`` keeps exactly that many tokens, the most important ones of the
+    mode's own first, so that no chunk waits to learn how many the one before it chose.
     """
 
     mode: Mode = "released"
     keep_ratio: float = 0.3
     pruned_passes: tuple[int, ...] | None = None
     importance_dtype: Literal["float32", "bfloat16"] = "float32"
+    token_budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("off", "released", "paper"):
@@ -51,6 +53,8 @@ class MaskCachePolicy:
                 f"keep_ratio must be above 0 and at most 1, got {self.keep_ratio}; "
                 "turn the mask cache off with mode 'off'"
             )
+        if self.token_budget is not None and self.token_budget < 1:
+            raise UsageError(f"token_budget must be at least 1, got {self.token_budget}")
         if self.importance_dtype not in ("float32", "bfloat16"):
             raise UsageError(
                 f"importance_dtype {self.importance_dtype!r}; there are float32, bfloat16"
@@ -165,68 +169,87 @@ def paper_tokens(importance: Float, keep_ratio: float) -> Bool:
     return np.repeat(kept.reshape(1, *total.shape), len(importance), axis=0)
 
 
-class MaskCache:
-    """The keep set of the next chunk, from the chunk before it."""
+class TokenChoice:
+    """Which tokens the next chunk's pruned passes compute, from the chunk before it."""
 
     def __init__(self, stream: StreamConfig, policy: MaskCachePolicy, num_passes: int) -> None:
         self.policy = policy
         self.pruned_passes = policy.passes(num_passes)
-        self._bucket = stream.keep_bucket
-        F = stream.num_frame_per_block
-        self._grid = (F, stream.latent_height // 2, stream.latent_width // 2)
+        self.bucket = stream.keep_bucket
+        self.grid = (
+            stream.num_frame_per_block,
+            stream.latent_height // 2,
+            stream.latent_width // 2,
+        )
         tokens = stream.block_seq_length
+        if policy.token_budget is not None and policy.token_budget > tokens:
+            raise UsageError(
+                f"token_budget {policy.token_budget} is more than the {tokens} tokens of a chunk"
+            )
         everything = np.arange(tokens, dtype=np.int32)
         self.full = KeepSet(
             keep_index=everything,
             token_row=everything.copy(),
-            kept=np.ones(self._grid, dtype=np.bool_),
+            kept=np.ones(self.grid, dtype=np.bool_),
             num_selected=tokens,
         )
         self._keep_index = np.empty(tokens, dtype=np.int32)
         self._token_row = np.empty(tokens, dtype=np.int32)
-        self._kept = np.empty(self._grid, dtype=np.bool_)
-        self.pruned = self.full
-        self.peak = 0.0  # largest mean square of the last update, before it was normalised
+        self._kept = np.empty(self.grid, dtype=np.bool_)
 
-    def reset(self) -> None:
-        """Keep everything until the next update."""
-        self.pruned = self.full
+    @property
+    def bfloat16(self) -> bool:
+        """Whether importance is rounded as the release rounds it."""
+        return self.policy.importance_dtype == "bfloat16"
 
-    def for_pass(self, number: int) -> KeepSet:
-        """What denoising pass ``number`` computes; the clean pass is always full."""
-        return self.pruned if number in self.pruned_passes else self.full
-
-    def update(self, edited: Float, source: Float) -> Float:
-        """Choose the next chunk's tokens from this chunk's latents, [1, C, F, h, w] each.
+    def __call__(self, edited: Float, source: Float) -> tuple[Float, KeepSet]:
+        """From a chunk's latents, [1, C, F, h, w] each.
 
         Returns:
-            The importance, [F, h, w] float32 in [0, 1], new memory.
+            Their `mean_square`, and the tokens to keep; the latter's arrays are used again by the
+            next call.
         """
-        bfloat16 = self.policy.importance_dtype == "bfloat16"
-        d = mean_square(edited, source, bfloat16=bfloat16)
-        self.peak = float(d.max())
-        importance = importance_map(d, bfloat16=bfloat16)
-        if self.pruned_passes:
-            choose = released_tokens if self.policy.mode == "released" else paper_tokens
-            self._select(choose(importance, self.policy.keep_ratio), importance)
-        return importance
+        d = mean_square(edited, source, bfloat16=self.bfloat16)
+        if not self.pruned_passes:
+            return d, self.full
+        importance = importance_map(d, bfloat16=self.bfloat16)
+        choose = released_tokens if self.policy.mode == "released" else paper_tokens
+        return d, self._select(choose(importance, self.policy.keep_ratio), importance)
 
-    def _select(self, tokens: Bool, importance: Float) -> None:
+    def results(
+        self, edited: Float, source: Float, *, everything: bool = False
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        """What `Backend.choose_tokens` writes, by its names. ``everything`` keeps every token."""
+        d, keep = self(edited, source)
+        if everything:
+            keep = self.full
+        keep_index = np.full(self.full.num_kept, -1, dtype=np.int32)
+        keep_index[: keep.num_kept] = keep.keep_index
+        return {
+            "importance": importance_map(d, bfloat16=self.bfloat16),
+            "peak": d.max(keepdims=True).reshape(1),
+            "keep_index": keep_index,
+            "token_row": keep.token_row,
+            "kept": keep.kept.reshape(-1).view(np.uint8),
+            "counts": np.array([keep.num_selected, keep.num_kept], dtype=np.int32),
+        }
+
+    def _select(self, tokens: Bool, importance: Float) -> KeepSet:
         chosen = tokens.reshape(-1)
         selected = int(chosen.sum())
-        size = self.bucket_size(selected)
+        size = self.policy.token_budget or self.bucket_size(selected)
         if size == chosen.size:
-            self.pruned = self.full
-            return
-        if size > selected:
-            score = np.where(chosen, -np.inf, blocks_of_four(importance).reshape(-1))
-            chosen = chosen.copy()
-            chosen[np.argsort(-score, kind="stable")[: size - selected]] = True
+            return self.full
+        if size != selected:
+            # The rule's own tokens first, then the next most important ones.
+            order = np.lexsort((-blocks_of_four(importance).reshape(-1), ~chosen))
+            chosen = np.zeros_like(chosen)
+            chosen[order[:size]] = True
         self._kept.reshape(-1)[:] = chosen
         self._keep_index[:size] = np.flatnonzero(chosen)
         self._token_row.fill(-1)
         self._token_row[self._keep_index[:size]] = np.arange(size, dtype=np.int32)
-        self.pruned = KeepSet(
+        return KeepSet(
             keep_index=self._keep_index[:size],
             token_row=self._token_row,
             kept=self._kept,
@@ -235,10 +258,12 @@ class MaskCache:
 
     def bucket_size(self, selected: int) -> int:
         """Kept tokens after rounding up: a multiple of the bucket, or all there are."""
-        buckets = max(1, -(-selected // self._bucket))
-        return min(buckets * self._bucket, self.full.num_kept)
+        buckets = max(1, -(-selected // self.bucket))
+        return min(buckets * self.bucket, self.full.num_kept)
 
-    def bucket_sizes(self) -> tuple[int, ...]:
-        """Every size a pass can have, ascending: what a plan's shapes are made for."""
+    def sizes(self) -> tuple[int, ...]:
+        """Every number of tokens a pass can have, ascending: what a plan's shapes are made for."""
         tokens = self.full.num_kept
-        return (*range(self._bucket, tokens, self._bucket), tokens)
+        if self.policy.token_budget is not None:
+            return tuple(sorted({self.policy.token_budget, tokens}))
+        return (*range(self.bucket, tokens, self.bucket), tokens)

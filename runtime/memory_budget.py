@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import PurePosixPath
 
-from liveedit.bundle import DType, Manifest, TensorSpec
+from liveedit.bundle import DType, GraphSpec, Manifest, TensorSpec
+from liveedit.runtime.rope import axis_dims
 
 ITEM_BYTES: dict[DType, int] = {
     "float32": 4,
@@ -38,12 +39,13 @@ def memory_budget(manifest: Manifest, precision: str) -> dict[str, int]:
 
     Keys: ``weights`` (the graph files), ``kv_cache``, ``stored_outputs`` (attention outputs that a
     pruned pass reuses), ``codec_caches``, ``prompt`` (embeddings and cross-attention keys and
-    values) and ``io`` (all other inputs and outputs). An output that is written into its input's
+    values), ``io`` (all other inputs and outputs) and ``loop`` (what `Denoiser` keeps besides:
+    latents on their way, numbers of a chunk). An output that is written into its input's
     buffer counts once, a codec cache twice. What the backend takes for its own work is not in it.
     """
     graphs = manifest.graphs[precision]
     budget = dict.fromkeys(
-        ("weights", "kv_cache", "stored_outputs", "codec_caches", "prompt", "io"), 0
+        ("weights", "kv_cache", "stored_outputs", "codec_caches", "prompt", "io", "loop"), 0
     )
     folders = {PurePosixPath(g.file).parent for g in graphs.values()}
     budget["weights"] = sum(
@@ -68,4 +70,22 @@ def memory_budget(manifest: Manifest, precision: str) -> dict[str, int]:
                 (p for prefix, p in _PREFIXES.items() if tensor.name.startswith(prefix)), "io"
             )
             budget[purpose] += tensor_bytes(tensor, manifest.stream.block_seq_length)
+    budget["loop"] = _loop_bytes(manifest, graphs["dit_step"])
     return budget
+
+
+def _loop_bytes(manifest: Manifest, dit_step: GraphSpec) -> int:
+    stream = manifest.stream
+    tokens = stream.block_seq_length
+    latent = next(tensor_bytes(t, tokens) for t in dit_step.inputs if t.name == "noisy")
+    kv = sum(t.name.startswith(("k_cache_", "v_cache_")) for t in dit_step.inputs)
+    pairs = axis_dims(manifest.model.dit.head_dim)[0] // 2
+    pixels = stream.num_frame_per_block * stream.latent_height * stream.latent_width
+    return (
+        4 * latent  # encoded, two of edited, the last good one
+        + 4 * pixels  # importance
+        + (4 + 4 + 1) * tokens  # every token and its row, which are kept
+        + 8 * (kv + pairs + 8)  # addresses, frequencies, control numbers
+        + 3 * 4 * len(stream.denoising_step_list)  # scalars of the passes but one
+        + 36  # single numbers
+    )

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from liveedit.bundle import DType, GraphSpec, TensorSpec
+from liveedit.bundle import DType, GraphSpec
 from liveedit.errors import BackendError
-from liveedit.runtime.backend import KEEP_DIMENSION, Array, Binding, Frames
+from liveedit.runtime.backend import (
+    CHUNK,
+    COPY_COUNT,
+    COPY_SOURCE,
+    COPY_TARGET,
+    FIRST_FRAME,
+    KEEP_DIMENSION,
+    NEXT_CHUNK,
+    OUTCOMES,
+    SEED,
+    WRITE_INDEX,
+    Array,
+    Binding,
+    ChunkOutput,
+    Frames,
+    OnNonFinite,
+    Region,
+)
+from liveedit.runtime.host_order import HostOrder, HostOutput
+from liveedit.runtime.kv_cache import KVCache
+from liveedit.runtime.mask_cache import TokenChoice
 from liveedit.runtime.noise import normal
+from liveedit.runtime.rope import RotaryTable
 
 ALIGNMENT_BYTES = 64
 
@@ -23,6 +45,60 @@ def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     raw = np.zeros(count + ALIGNMENT_BYTES, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
     return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def session_options(threads: int | None) -> ort.SessionOptions:
+    """For graphs that take turns; ``threads`` per graph, None for every core."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    # Errors come as exceptions; warnings about shapes would only repeat the export's.
+    options.log_severity_level = 3
+    # A pool that spins after its run takes the core from the next graph.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def open_session(
+    path: Path, options: ort.SessionOptions, providers: list[Any]
+) -> ort.InferenceSession:
+    """Load a graph.
+
+    Raises:
+        BackendError: ONNX Runtime cannot.
+    """
+    try:
+        return ort.InferenceSession(path, sess_options=options, providers=providers)
+    except Exception as error:  # onnxruntime raises a class per status, with no public base
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} cannot load {path}: {error}. Export again."
+        ) from error
+
+
+def check_tensors(path: Path, session: ort.InferenceSession, spec: GraphSpec) -> None:
+    """Raise BackendError where a graph's tensors are not those that its manifest names."""
+    for found, stated in (
+        (session.get_inputs(), spec.inputs),
+        (session.get_outputs(), spec.outputs),
+    ):
+        other = sorted({t.name for t in found} ^ {t.name for t in stated})
+        if other:
+            raise BackendError(
+                f"{path} and its manifest disagree about tensor {other[0]!r}. Export again."
+            )
+
+
+def frames_from_planes(planes: Array, pixel_range: tuple[float, float], out: Frames) -> None:
+    """real [3, n, H, W] to uint8 [n, H, W, 3], rounded to nearest and clamped, into ``out``."""
+    low, high = pixel_range
+    pixels = planes.transpose(1, 2, 3, 0).astype(np.float32)
+    pixels -= low
+    pixels *= 255 / (high - low)
+    np.rint(pixels, out=pixels)
+    # A pixel that is not a number becomes black rather than undefined.
+    np.fmax(pixels, 0, out=pixels)
+    np.fmin(pixels, 255, out=pixels)
+    np.copyto(out, pixels, casting="unsafe")
 
 
 class OnnxEngine:
@@ -55,6 +131,9 @@ class OnnxEngine:
             self._bindings.append(io)
             self._keep_buffers.append([(n, buffers[binding[n]]) for n in sorted(self._dynamic)])
 
+    def rows(self, num_keep: int) -> int:
+        return num_keep
+
     def run(self, *, side: int = 0, num_keep: int | None = None) -> None:
         io = self._bindings[side]
         if num_keep != self._num_keep[side]:
@@ -69,7 +148,7 @@ class OnnxEngine:
             raise BackendError(f"ONNX Runtime stopped in {self._name}: {error}") from error
 
 
-class OnnxBackend:
+class OnnxBackend(HostOrder):
     """ONNX Runtime on the CPU."""
 
     name = "onnxruntime"
@@ -77,15 +156,12 @@ class OnnxBackend:
     def __init__(self, *, threads: int | None = None) -> None:
         """``threads`` per graph; None lets ONNX Runtime take every core."""
         self._buffers: dict[str, Array] = {}
-        self._options = ort.SessionOptions()
-        self._options.intra_op_num_threads = threads or 0
-        self._options.inter_op_num_threads = 1
-        # Errors come as exceptions; warnings about shapes would only repeat the export's.
-        self._options.log_severity_level = 3
-        # Graphs take turns: a pool that spins after its run takes the core from the next graph.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._results: list[str] = []
+        self._options = session_options(threads)
 
-    def alloc(self, buffer: str, dtype: DType, shape: tuple[int, ...]) -> None:
+    def alloc(
+        self, buffer: str, dtype: DType, shape: tuple[int, ...], region: Region = "state"
+    ) -> None:
         assert buffer not in self._buffers, buffer
         if dtype == "bfloat16":
             raise BackendError(
@@ -93,32 +169,18 @@ class OnnxBackend:
                 "use a float32 or float16 bundle"
             )
         self._buffers[buffer] = aligned_zeros(shape, dtype)
+        if region == "result":
+            self._results.append(buffer)
 
     def load(
         self, graph: str, spec: GraphSpec, path: Path, bindings: Sequence[Binding]
     ) -> OnnxEngine:
         session = self._open(path)
-        self._check(path, [t.name for t in session.get_inputs()], spec.inputs)
-        self._check(path, [t.name for t in session.get_outputs()], spec.outputs)
+        check_tensors(path, session, spec)
         return OnnxEngine(session, spec, self._buffers, bindings)
 
     def _open(self, path: Path) -> ort.InferenceSession:
-        try:
-            return ort.InferenceSession(
-                path, sess_options=self._options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises a class per status, with no public base
-            raise BackendError(
-                f"ONNX Runtime {ort.__version__} cannot load {path}: {error}. Export again."
-            ) from error
-
-    def _check(self, path: Path, found: list[str], stated: tuple[TensorSpec, ...]) -> None:
-        names = [t.name for t in stated]
-        if sorted(found) != sorted(names):
-            other = sorted(set(found) ^ set(names))
-            raise BackendError(
-                f"{path} and its manifest disagree about tensor {other[0]!r}. Export again."
-            )
+        return open_session(path, self._options, ["CPUExecutionProvider"])
 
     def write(self, buffer: str, value: npt.ArrayLike) -> None:
         array = self._buffers[buffer]
@@ -129,8 +191,8 @@ class OnnxBackend:
     def read(self, buffer: str) -> Array:
         return self._buffers[buffer]
 
-    def write_frames(self, buffer: str, frames: Frames, pixel_range: tuple[float, float]) -> None:
-        low, high = pixel_range
+    def write_frames(self, buffer: str, frames: Frames) -> None:
+        low, high = self._pixel_range
         array = self._buffers[buffer]
         np.multiply(
             frames.transpose(3, 0, 1, 2)[None], (high - low) / 255, out=array, casting="unsafe"
@@ -138,24 +200,74 @@ class OnnxBackend:
         if low:
             array += array.dtype.type(low)
 
-    def read_frames(self, buffer: str, frames: Frames, pixel_range: tuple[float, float]) -> None:
-        low, high = pixel_range
-        pixels = self._buffers[buffer][0].transpose(1, 2, 3, 0).astype(np.float32)
-        pixels -= low
-        pixels *= 255 / (high - low)
-        np.rint(pixels, out=pixels)
-        # A pixel that is not a number becomes black rather than undefined.
-        np.fmax(pixels, 0, out=pixels)
-        np.fmin(pixels, 255, out=pixels)
-        np.copyto(frames, pixels, casting="unsafe")
+    def fetch_frames(self, buffer: str, skip: int, out: ChunkOutput, start: int) -> None:
+        assert isinstance(out, HostOutput)
+        planes = self._buffers[buffer][0][:, skip:]
+        frames_from_planes(planes, self._pixel_range, out.pixels[start : start + planes.shape[1]])
 
-    def write_noise(self, buffer: str, *, seed: int, chunk: int, draw: int) -> None:
-        array = self._buffers[buffer]
-        array.reshape(-1)[:] = normal(array.size, seed=seed, chunk=chunk, draw=draw)
+    def fetch_results(self, out: ChunkOutput) -> None:
+        assert isinstance(out, HostOutput)
+        out.kept.update((name, self._buffers[name].copy()) for name in self._results)
+
+    def begin_chunk(self, kv: KVCache, buffers: Mapping[str, str]) -> None:
+        a = self._named(buffers)
+        control = a["control"]
+        chunk = int(control[NEXT_CHUNK])
+        write, copy = kv.first_row(chunk), kv.row_copy(chunk)
+        control[NEXT_CHUNK] += 1
+        control[CHUNK], control[WRITE_INDEX] = chunk, write
+        control[FIRST_FRAME] = chunk * kv.num_frames
+        control[COPY_SOURCE] = write
+        control[COPY_TARGET], control[COPY_COUNT] = (copy.dst, copy.count) if copy else (0, 0)
+        a["write_index"][0] = write
+        a["kv_full"][0] = write + kv.rows_per_slot
+        a["kv_pruned"][0] = write + a["counts"][1]
+        a["flag"][0] = 0
+
+    def write_noise(self, buffer: str, *, control: str, draw: int) -> None:
+        array, numbers = self._buffers[buffer], self._buffers[control]
+        array.reshape(-1)[:] = normal(
+            array.size, seed=int(numbers[SEED]), chunk=int(numbers[CHUNK]), draw=draw
+        )
+
+    def rotary(self, control: str, table: RotaryTable, frequency: str, cos: str, sin: str) -> None:
+        table.move_to(int(self._buffers[control][FIRST_FRAME]))
+        self._buffers[cos][...] = table.cos
+        self._buffers[sin][...] = table.sin
 
     def copy(self, src: str, dst: str, *, src_row: int, dst_row: int, count: int) -> None:
         rows = self._buffers[src][:, :, src_row : src_row + count]
         self._buffers[dst][:, :, dst_row : dst_row + count] = rows
+
+    def copy_all(self, src: str, dst: str) -> None:
+        self._buffers[dst][...] = self._buffers[src]
+
+    def commit(self, buffers: Sequence[str], table: str, control: str, most_rows: int) -> None:
+        src, dst, count = self._buffers[control][COPY_SOURCE : COPY_COUNT + 1].tolist()
+        assert count <= most_rows, (count, most_rows)
+        for buffer in buffers if count else ():
+            self.copy(buffer, buffer, src_row=src, dst_row=dst, count=count)
+
+    def guard(self, policy: OnNonFinite, buffers: Mapping[str, str]) -> None:
+        a = self._named(buffers)
+        finite = bool(np.isfinite(a["latent"]).all())
+        a["flag"][0] |= not finite
+        a["outcome"][0] = 0 if finite else 1 + OUTCOMES.index(policy)
+        if finite:
+            a["last_good"][...] = a["latent"]
+            a["has_good"][0] = 1
+        elif policy != "stop":
+            repeats = policy == "last-good" and a["has_good"][0]
+            a["latent"][...] = a["last_good" if repeats else "source"]
+
+    def choose_tokens(self, choice: TokenChoice, buffers: Mapping[str, str]) -> None:
+        a = self._named(buffers)
+        everything = bool(a["outcome"][0])
+        for name, value in choice.results(a["edited"], a["source"], everything=everything).items():
+            a[name][...] = value
+
+    def _named(self, buffers: Mapping[str, str]) -> dict[str, Array]:
+        return {name: self._buffers[buffer] for name, buffer in buffers.items()}
 
     def zero(self, buffer: str) -> None:
         self._buffers[buffer].fill(0)

@@ -39,10 +39,11 @@ class PromptEncoder:
                 "this bundle holds no text encoder; give set_text_embeds an encoded prompt, or "
                 "export the bundle with its text encoder"
             )
-        self._backend.write("input_ids", input_ids)
-        self._backend.write("attention_mask", attention_mask)
-        self._text_encoder.run()
-        self._prompt.run()
+        with self._backend.stage("dit"):  # after every pass that reads the preceding prompt
+            self._backend.write("input_ids", input_ids)
+            self._backend.write("attention_mask", attention_mask)
+            self._text_encoder.run()
+            self._prompt.run()
 
     def take(self, embeds: npt.NDArray[np.float32]) -> None:
         """Embeddings made elsewhere. Raises UsageError: wrong shape or not finite."""
@@ -51,5 +52,6 @@ class PromptEncoder:
                 f"text embeddings are {list(np.shape(embeds))}; this bundle takes finite values "
                 f"of shape {list(self._shape)}"
             )
-        self._backend.write("text_embeds", embeds)
-        self._prompt.run()
+        with self._backend.stage("dit"):
+            self._backend.write("text_embeds", embeds)
+            self._prompt.run()

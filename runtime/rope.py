@@ -31,8 +31,9 @@ class RotaryTable:
     def __init__(self, *, head_dim: int, num_frames: int, height: int, width: int) -> None:
         """``height`` and ``width`` count tokens, ``num_frames`` latent frames per chunk."""
         time, row, column = (d // 2 for d in axis_dims(head_dim))
-        self._num_frames = num_frames
+        self.num_frames = num_frames
         self._time_dim = axis_dims(head_dim)[0]
+        self.frequency = axis_angles([1], self._time_dim)[0]  # radians per frame, float64
         self.cos: FloatArray = np.empty(
             (1, num_frames * height * width, head_dim // 2), dtype=np.float32
         )
@@ -50,7 +51,7 @@ class RotaryTable:
 
     def move_to(self, first_frame: int) -> None:
         """Set the tables to the chunk whose first latent frame is ``first_frame``."""
-        frames = first_frame + np.arange(self._num_frames, dtype=np.float64)
+        frames = first_frame + np.arange(self.num_frames, dtype=np.float64)
         angles = axis_angles(frames, self._time_dim)[:, None, None]
         self._cos_time[...] = np.cos(angles)
         self._sin_time[...] = np.sin(angles)

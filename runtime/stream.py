@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -11,20 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from liveedit.bundle import Manifest, read_manifest
-from liveedit.errors import BackendError, LiveEditError, StreamError, UsageError
-from liveedit.runtime.backend import Backend, Frames
+from liveedit.errors import DeviceError, LiveEditError, StreamError, UsageError
+from liveedit.runtime.backend import OUTCOMES, Backend, ChunkOutput, Frames, OnNonFinite
+from liveedit.runtime.backends import Opening, open_backend, resolve
 from liveedit.runtime.codec import StreamingCodec
 from liveedit.runtime.denoiser import Denoiser
-from liveedit.runtime.graphs import BundleGraphs, choose_precision, verify_files
+from liveedit.runtime.graphs import BundleGraphs, verify_files
 from liveedit.runtime.mask_cache import MaskCachePolicy
-from liveedit.runtime.null_backend import NullBackend
-from liveedit.runtime.onnx_backend import OnnxBackend
 from liveedit.runtime.prompt import PromptEncoder
 from liveedit.runtime.tracing import NULL_TRACER, Tracer
 
 Numbers = TypeVar("Numbers", int, npt.NDArray[np.int64])
-OnNonFinite = Literal["stop", "last-good", "passthrough"]
-BACKENDS = ("onnxruntime", "null")
+OnFrames = Callable[[int, Frames], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,23 @@ class Position:
 
     num_in: int = 0  # source frames pushed
     num_out: int = 0  # edited frames returned
+    num_due: int = 0  # edited frames of the chunks submitted
     num_fed: int = 0  # source frames and those that a flush repeated
     num_grouped: int = 0  # frames waiting for their group
     num_encoded: int = 0  # latent frames of the next chunk
     flushed: bool = False
     failure: LiveEditError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """A chunk on its way."""
+
+    index: int
+    first_frame: int
+    sizes: tuple[int, ...]  # frames that show each of its latents; what a flush made up is cut off
+    everything: bool  # no token was left out, whatever the preceding chunk chose
+    out: ChunkOutput
 
 
 class StreamEditor:
@@ -76,31 +89,65 @@ class StreamEditor:
         mask_cache: MaskCachePolicy,
         seed: int = 0,
         on_non_finite: OnNonFinite = "stop",
+        on_frames: OnFrames | None = None,
         tracer: Tracer = NULL_TRACER,
     ) -> None:
-        """Load every graph of one precision and allocate every buffer. See `open`."""
+        """Load every graph of one precision and allocate every buffer. See `open`.
+
+        The backend is the editor's own: it is closed with it, also if this fails.
+        """
         self._manifest = manifest
         self._backend: Backend | None = backend
-        self._on_non_finite = on_non_finite
         self._num_frames = manifest.stream.num_frame_per_block
+        self._on_frames = on_frames
         self._tracer = tracer
         self._range = tracer.range("stream", backend=backend.name)
         self._range.__enter__()
+        self._lost: DeviceError | None = None
+        try:
+            self._load(root, precision, backend, mask_cache, seed, on_non_finite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(
+        self,
+        root: Path,
+        precision: str,
+        backend: Backend,
+        mask_cache: MaskCachePolicy,
+        seed: int,
+        on_non_finite: OnNonFinite,
+    ) -> None:
+        manifest, tracer = self._manifest, self._tracer
         graphs = BundleGraphs(root, manifest, precision, backend)
-        self._codec = StreamingCodec(backend, manifest, graphs.specs, graphs.load, tracer)
+        self._codec = StreamingCodec(backend, manifest, graphs.specs, graphs.bind, tracer)
         self._prompt = PromptEncoder(root, manifest, graphs, backend)
         self._denoiser = Denoiser(
-            manifest, graphs, backend, mask_cache=mask_cache, seed=seed, tracer=tracer
+            manifest,
+            graphs,
+            backend,
+            mask_cache=mask_cache,
+            seed=seed,
+            on_non_finite=on_non_finite,
+            tracer=tracer,
         )
-        # The source frames of a chunk and of the codec's delay, also handed out as they are.
-        # Slots are shifted so that a group of frames for the encoder never wraps.
+        # The source frames of the chunks on their way and of the codec's delay, also handed out as
+        # they are. Slots are shifted so that a group of frames for the encoder never wraps.
         size = manifest.codec.encode_next_frames
         self._shift = -manifest.codec.encode_first_frames % size
-        self._source_frames: Frames = np.empty(
-            (2 * self._num_frames * size, self.height_px, self.width_px, 3), dtype=np.uint8
+        self._source_frames = backend.frame_ring(
+            (backend.depth + 1) * self._num_frames * size,
+            self.height_px,
+            self.width_px,
+            (manifest.pixel_range[0], manifest.pixel_range[1]),
         )
+        backend.start()
+        self._denoiser.start()
         self._has_prompt = False
         self._at = Position()
+        self._submitted: deque[Submitted] = deque()
+        self._kept = self._denoiser.choice.full.kept
 
     @classmethod
     def open(
@@ -113,22 +160,33 @@ class StreamEditor:
         seed: int = 0,
         threads: int | None = None,
         verify: bool = True,
+        overlap: bool = True,
+        cuda_graphs: bool = True,
         on_non_finite: OnNonFinite = "stop",
+        on_frames: OnFrames | None = None,
         tracer: Tracer = NULL_TRACER,
     ) -> Self:
         """Open a bundle.
 
         Args:
             bundle: its directory.
-            backend: `onnxruntime` or `null`. Never replaced by another one.
-            precision: of the graphs; None takes fp32 if the bundle holds it, else its only one.
+            backend: one of `liveedit.runtime.backends.BACKENDS`, never replaced by another one;
+                `auto` takes the bundle's plans if it holds any, else `onnxruntime`.
+            precision: of the graphs; None takes that of the plans where plans run, else fp32 if
+                the bundle holds it, else its only one.
             mask_cache: None takes the released policy with keep ratio 0.3.
             seed: of the noise. Same seed, frames and prompts: same output.
-            threads: per graph; None takes every core.
+            threads: per graph, on the CPU; None takes every core.
             verify: hash every file before it is loaded.
+            overlap: on a GPU, work on three chunks at a time. A chunk is then returned when the
+                next one has been pushed, or by `flush`.
+            cuda_graphs: on a GPU, capture each half of a chunk and replay it.
             on_non_finite: what to do with a chunk whose latent is not finite: `stop` raises,
                 `last-good` repeats the preceding chunk's latent, `passthrough` hands out the
                 source frames.
+            on_frames: low latency: called with the number of a source frame and the edited frames
+                from there on, as each latent frame is decoded, before its chunk is returned. The
+                frames are those of the chunk.
             tracer: sees every stage; see docs/architecture.md, "Ranges".
 
         Raises:
@@ -138,25 +196,28 @@ class StreamEditor:
         """
         root = Path(bundle)
         manifest = read_manifest(root)
-        if backend not in BACKENDS:
-            raise BackendError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
-        if on_non_finite not in ("stop", "last-good", "passthrough"):
-            raise UsageError(
-                f"on_non_finite {on_non_finite!r}; there are stop, last-good, passthrough"
-            )
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}")
-        precision = choose_precision(root, manifest, precision)
+        backend, precision = resolve(root, manifest, backend, precision)
+        if on_non_finite not in OUTCOMES:
+            raise UsageError(f"on_non_finite {on_non_finite!r}; there are {', '.join(OUTCOMES)}")
+        opening = Opening(
+            root=root,
+            manifest=manifest,
+            precision=precision,
+            threads=threads,
+            overlap=overlap and on_frames is None,
+            graphs=cuda_graphs,
+        )
         if verify:
             verify_files(root, manifest, precision)
         return cls(
             root,
             manifest,
-            NullBackend() if backend == "null" else OnnxBackend(threads=threads),
+            open_backend(backend, opening),
             precision=precision,
             mask_cache=mask_cache or MaskCachePolicy(),
             seed=seed,
             on_non_finite=on_non_finite,
+            on_frames=on_frames,
             tracer=tracer,
         )
 
@@ -194,7 +255,8 @@ class StreamEditor:
                 the editor is closed.
         """
         self._check_open()
-        self._prompt.encode(text)
+        with self._device_calls():
+            self._prompt.encode(text)
         return self._prompt_changed()
 
     def set_text_embeds(self, embeds: npt.NDArray[np.float32]) -> int:
@@ -207,7 +269,8 @@ class StreamEditor:
             UsageError: wrong shape, a value that is not finite, or the editor is closed.
         """
         self._check_open()
-        self._prompt.take(embeds)
+        with self._device_calls():
+            self._prompt.take(embeds)
         return self._prompt_changed()
 
     def _prompt_changed(self) -> int:
@@ -248,8 +311,11 @@ class StreamEditor:
         self._check_open()
         chunks: list[EditedChunk] = []
         last = self._source_frames[self._slots(self._at.num_in - 1)].copy()
-        while self._at.num_out < self._at.num_in:
+        while self._at.num_due < self._at.num_in:
             if not self._advance(last, chunks):
+                return chunks
+        while self._submitted:
+            if not self._finish(chunks):
                 return chunks
         self._at.flushed = True
         return chunks
@@ -257,16 +323,19 @@ class StreamEditor:
     def reset(self) -> None:
         """Start a new stream: chunk 0, empty caches. The prompt stays."""
         self._check_open(failed_too=True)
-        self._codec.reset()
-        self._denoiser.reset()
+        with self._device_calls():
+            while self._submitted:
+                self._submitted.popleft().out.release()
+            self._codec.reset()
+            self._denoiser.reset()
         self._at = Position()
 
     def close(self) -> None:
         """Free everything. A second call does nothing."""
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
+        backend, self._backend = self._backend, None
+        if backend is not None:
             self._range.__exit__(None, None, None)
+            backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -280,68 +349,136 @@ class StreamEditor:
         self.close()
 
     def _advance(self, frame: npt.NDArray[np.uint8], chunks: list[EditedChunk]) -> bool:
-        """Add one frame, and to ``chunks`` the chunk that it completes.
+        """Add one frame, and to ``chunks`` the chunk that is due with it.
 
         If that fails after others were finished, it returns False, so that those are handed out
         first. The next call then raises, and so does every call until `reset`.
         """
-        try:
+        with self._failure(chunks):
             if self._feed(frame):
-                chunks.append(self._edit())
+                self._submitted.append(self._submit())
+                if len(self._submitted) >= self._depth:
+                    chunks.append(self._collect())
+        return self._at.failure is None
+
+    def _finish(self, chunks: list[EditedChunk]) -> bool:
+        """Like `_advance`, for the oldest chunk on its way."""
+        with self._failure(chunks):
+            chunks.append(self._collect())
+        return self._at.failure is None
+
+    @contextmanager
+    def _failure(self, chunks: list[EditedChunk]) -> Iterator[None]:
+        try:
+            with self._device_calls():
+                yield
         except LiveEditError as error:
             self._at.failure = error
             if not chunks:
                 raise
-            return False
-        return True
+
+    @contextmanager
+    def _device_calls(self) -> Iterator[None]:
+        """A device error ends the editor: everything is freed, and every later call repeats it."""
+        try:
+            yield
+        except DeviceError as error:
+            self._lost = error
+            with suppress(LiveEditError):  # what else fails follows from the first error
+                self.close()
+            raise
+
+    @property
+    def _depth(self) -> int:
+        """Chunks on their way at a time."""
+        assert self._backend is not None
+        return 1 if self._on_frames else self._backend.depth
 
     # One chunk
 
-    def _edit(self) -> EditedChunk:
-        """Denoise, keep, choose the next mask, decode. The source latent is already encoded."""
-        index, first_frame = self._denoiser.chunk, self._at.num_out
+    def _submit(self) -> Submitted:
+        """Denoise, decode, run the clean pass. The source latent is already encoded."""
+        assert self._backend is not None
+        index, first_frame = self._denoiser.chunk, self._at.num_due
+        sizes = self._codec.decoded_frames(self._num_frames)
+        out = self._backend.output(sum(sizes))
+        due = np.diff(np.minimum(np.cumsum([0, *sizes]), self._at.num_in - first_frame)).tolist()
+        chunk = Submitted(
+            index=index, first_frame=first_frame, sizes=tuple(due), everything=False, out=out
+        )
+
+        def decode(latent: str) -> None:
+            self._codec.decode(latent, self._num_frames, out)
+            if self._on_frames and self._backend is not None and self._backend.immediate:
+                self._hand_out(chunk)
+
         with self._tracer.range("chunk", index=index):
-            self._denoiser.denoise()
-            recovered = self._recover()
-            mask = self._denoiser.finish()
-            if recovered:
-                self._denoiser.forget_mask()
-            per_latent = self._codec.decoded_frames(self._num_frames)
-            frames = self._decode(passthrough=recovered == "passthrough")
+            everything = self._denoiser.submit(out, decode)
+        self._at.num_due += sum(due)
+        if self._on_frames and not self._backend.immediate:
+            self._hand_out(chunk)
+        return replace(chunk, everything=everything)
+
+    def _hand_out(self, chunk: Submitted) -> None:
+        """Give `on_frames` what shows each latent, as soon as it is there."""
+        assert self._on_frames is not None
+        recovered, start = self._recovered(chunk), 0
+        for size in chunk.sizes:
+            if size:
+                self._on_frames(
+                    chunk.first_frame + start, self._frames(chunk, recovered, start, start + size)
+                )
+            start += size
+
+    def _collect(self) -> EditedChunk:
+        """The oldest chunk on its way."""
+        chunk = self._submitted.popleft()
+        recovered = self._recovered(chunk)
+        results = chunk.out.results()
+        kept = self._denoiser.choice.full.kept if chunk.everything else self._kept
+        self._denoiser.collected(chunk.out, int(results["counts"][1]))
+        if self._denoiser.choice.pruned_passes:
+            self._kept = results["kept"].astype(np.bool_).reshape(kept.shape)
+        importance, peak = results["importance"].copy(), float(results["peak"][0])
+        with self._tracer.range("collect", index=chunk.index):
+            frames = self._frames(chunk, recovered, 0, sum(chunk.sizes))
+        chunk.out.release()
         self._at.num_out += len(frames)
         return EditedChunk(
-            index=index,
-            first_frame=first_frame,
+            index=chunk.index,
+            first_frame=chunk.first_frame,
             frames=frames,
-            latent_rows=np.repeat(np.arange(self._num_frames), per_latent)[: len(frames)],
-            importance=mask.importance,
-            peak_change=mask.peak_change,
-            kept=mask.kept,
-            num_kept=mask.num_kept,
+            latent_rows=np.repeat(np.arange(self._num_frames), chunk.sizes),
+            importance=importance,
+            peak_change=peak,
+            kept=kept.copy(),
+            num_kept=int(kept.sum()),
             recovered=recovered,
         )
 
-    def _recover(self) -> Literal["last-good", "passthrough"] | None:
-        """Check the chunk's x0; if it is not finite, replace it as the policy says."""
-        if self._denoiser.is_finite():
+    def _recovered(self, chunk: Submitted) -> Literal["last-good", "passthrough"] | None:
+        """How the chunk's x0 was replaced, if it was not finite.
+
+        Raises:
+            StreamError: it was not, and was not replaced.
+        """
+        outcome = int(chunk.out.results()["outcome"][0])
+        if outcome == 0:
             return None
-        if self._on_non_finite == "stop":
+        policy = OUTCOMES[outcome - 1]
+        if policy == "stop":
             raise StreamError(
-                f"chunk {self._denoiser.chunk} (from frame {self._at.num_out}) came out not "
+                f"chunk {chunk.index} (from frame {chunk.first_frame}) came out not "
                 "finite; the frames before it are good. Reset the stream, or open it with "
                 "on_non_finite 'last-good' or 'passthrough'."
             )
-        self._denoiser.replace(repeat=self._on_non_finite == "last-good")
-        return self._on_non_finite
+        return policy
 
-    def _decode(self, *, passthrough: bool) -> Frames:
-        """The frames that are due. Those that a flush has made up are cut off."""
-        frames = self._codec.decode("noisy", self._num_frames)
-        frames = frames[: self._at.num_in - self._at.num_out]
-        if passthrough:
-            numbers = np.arange(self._at.num_out, self._at.num_out + len(frames))
-            frames = self._source_frames[self._slots(numbers)]
-        return frames
+    def _frames(self, chunk: Submitted, recovered: str | None, start: int, stop: int) -> Frames:
+        if recovered == "passthrough":
+            numbers = np.arange(chunk.first_frame + start, chunk.first_frame + stop)
+            return self._source_frames[self._slots(numbers)]
+        return chunk.out.frames(start, stop)
 
     def _feed(self, frame: npt.NDArray[np.uint8]) -> bool:
         """Add one frame; encode a full group. True when the chunk's source latent is complete."""
@@ -353,8 +490,9 @@ class StreamEditor:
             return False
         group = self._source_frames[slot + 1 - self._at.num_grouped : slot + 1]
         self._at.num_grouped = 0
-        self._codec.encode(group, "source", self._at.num_encoded)
-        self._at.num_encoded = (self._at.num_encoded + 1) % self._num_frames
+        row = self._at.num_encoded
+        self._at.num_encoded = (row + 1) % self._num_frames
+        self._codec.encode(group, row, last=self._at.num_encoded == 0)
         return self._at.num_encoded == 0
 
     def _slots(self, numbers: Numbers) -> Numbers:
@@ -379,6 +517,8 @@ class StreamEditor:
             raise UsageError("the stream was flushed; call reset to start another")
 
     def _check_open(self, *, failed_too: bool = False) -> None:
+        if self._lost is not None:
+            raise self._lost
         if self._backend is None:
             raise UsageError("the editor is closed; open the bundle again")
         if self._at.failure is not None and not failed_too:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +13,9 @@ import av
 import numpy as np
 import pytest
 from micro import MICRO, MICRO_WAN, make_bundle
+from native_libraries import cmake_build, given
+
+from liveedit.runtime.kernels import HOST_LIBRARY, load_kernels
 
 
 def picture(number: int, height_px: int, width_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -76,6 +81,17 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels' host twins."""
+    if path := given(HOST_LIBRARY):
+        return load_kernels(path)
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("no cmake or no C++ compiler")
+    build = cmake_build(tmp_path_factory.mktemp("host"), "-DLIVEEDIT_PLUGINS=OFF")
+    return load_kernels(build / HOST_LIBRARY)
 
 
 @pytest.fixture(scope="session")

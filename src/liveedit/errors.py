@@ -31,3 +31,7 @@ class CheckpointError(LiveEditError):
 
 class StreamError(LiveEditError):
     """A stream cannot go on; what came out before is good."""
+
+
+class DeviceError(BackendError):
+    """A device call failed. The stream that made it is over; what it held was freed."""

@@ -43,7 +43,7 @@ def test_memory_budget_equals_what_the_editor_allocates(tmp_path, codec):
         tmp_path, manifest, backend, precision="fp32", mask_cache=MaskCachePolicy()
     ).close()
     budget = memory_budget(manifest, "fp32")
-    assert sum(budget.values()) == sum(backend.sizes.values()) - backend.sizes["last_good"]
+    assert sum(budget.values()) == sum(backend.sizes.values())
 
 
 def test_memory_budget_by_hand(bundle):

@@ -1,26 +1,13 @@
-"""The native libraries, built once per session from the checkout by the project's own CMake."""
+"""The CUDA libraries, built once per session from the checkout by the project's own CMake."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from native_libraries import cmake_build, given
-
-from liveedit.runtime.kernels import HOST_LIBRARY, load_kernels
-
-
-@pytest.fixture(scope="session")
-def host_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if path := given(HOST_LIBRARY):
-        return load_kernels(path)
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
-        pytest.skip("no cmake or no C++ compiler")
-    build = cmake_build(tmp_path_factory.mktemp("host"), "-DLIVEEDIT_PLUGINS=OFF")
-    return load_kernels(build / HOST_LIBRARY)
+from native_libraries import cmake_build
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import pytest
 from liveedit.config import StreamConfig
 from liveedit.errors import UsageError
 from liveedit.runtime.mask_cache import (
-    MaskCache,
     MaskCachePolicy,
+    TokenChoice,
     equalise,
     importance_map,
     keep_pixels,
@@ -132,14 +132,14 @@ def test_rounding_up_takes_the_next_most_important(mode: str, bucket: int) -> No
     for seed in range(10):
         for levels in (None, 3):
             policy = MaskCachePolicy(mode=mode, keep_ratio=0.4)  # type: ignore[arg-type]
-            cache = MaskCache(stream, policy, 4)
+            cache = TokenChoice(stream, policy, 4)
             edited, source = latents(seed, levels)
-            importance = cache.update(edited, source)
+            d, keep = cache(edited, source)
+            importance = importance_map(d)
             base = choose(importance, 0.4).ravel()
-            keep = cache.pruned
             assert keep.num_selected == base.sum() or keep is cache.full
             assert keep.num_kept == min(-(-max(1, base.sum()) // bucket) * bucket, 45)
-            assert keep.num_kept in cache.bucket_sizes()
+            assert keep.num_kept in cache.sizes()
             assert (np.diff(keep.keep_index) > 0).all()
             chosen = np.zeros(45, dtype=bool)
             chosen[keep.keep_index] = True
@@ -155,9 +155,8 @@ def test_rounding_up_takes_the_next_most_important(mode: str, bucket: int) -> No
 
 
 def test_all_ones_is_the_full_set() -> None:
-    cache = MaskCache(STREAM, MaskCachePolicy(keep_ratio=1.0), 4)
-    cache.update(*latents(0))
-    assert cache.pruned is cache.full
+    cache = TokenChoice(STREAM, MaskCachePolicy(keep_ratio=1.0), 4)
+    assert cache(*latents(0))[1] is cache.full
     assert cache.full.keep_index.tolist() == list(range(45))
     assert cache.full.token_row.tolist() == list(range(45))
 
@@ -167,10 +166,27 @@ def test_nothing_selected_still_keeps_a_bucket() -> None:
     edited, source = latents(0)
     edited[:] = source
     edited[:, :, :, 3, 3] += 1
-    cache = MaskCache(STREAM, MaskCachePolicy(keep_ratio=0.001), 4)
-    cache.update(edited, source)
-    assert (cache.pruned.num_selected, cache.pruned.num_kept) == (0, 4)
-    assert {6, 21, 36} <= set(cache.pruned.keep_index.tolist())
+    cache = TokenChoice(STREAM, MaskCachePolicy(keep_ratio=0.001), 4)
+    keep = cache(edited, source)[1]
+    assert (keep.num_selected, keep.num_kept) == (0, 4)
+    assert {6, 21, 36} <= set(keep.keep_index.tolist())
+
+
+@pytest.mark.parametrize("budget", [1, 7, 20, 45])
+def test_a_budget_keeps_exactly_so_many(budget: int) -> None:
+    policy = MaskCachePolicy(keep_ratio=0.6, token_budget=budget)
+    edited, source = latents(4)
+    d, keep = TokenChoice(STREAM, policy, 4)(edited, source)
+    assert keep.num_kept == budget
+    assert TokenChoice(STREAM, policy, 4).sizes() == tuple(sorted({budget, 45}))
+    chosen = released_tokens(importance_map(d), 0.6)
+    inside = chosen & keep.kept if budget < chosen.sum() else chosen
+    assert inside.sum() == min(budget, chosen.sum())
+    score = importance_map(d).reshape(3, 3, 2, 5, 2).sum(axis=(2, 4))
+    if budget < chosen.sum():
+        assert score[keep.kept].min() >= score[chosen & ~keep.kept].max()
+    everything = TokenChoice(STREAM, policy, 4).results(edited, source, everything=True)
+    assert everything["counts"].tolist() == [45, 45]
 
 
 def test_which_passes_are_pruned() -> None:
@@ -179,19 +195,15 @@ def test_which_passes_are_pruned() -> None:
     assert MaskCachePolicy(mode="paper").passes(4) == {0, 1, 2, 3}
     assert MaskCachePolicy(mode="off").passes(4) == frozenset()
     assert MaskCachePolicy(pruned_passes=(3,)).passes(4) == {3}
-    cache = MaskCache(STREAM, MaskCachePolicy(), 4)
-    cache.update(*latents(0))
-    assert [cache.for_pass(i) is cache.full for i in range(4)] == [True, False, False, True]
-    cache.reset()
-    assert cache.for_pass(1) is cache.full
+    cache = TokenChoice(STREAM, MaskCachePolicy(), 4)
+    assert cache.pruned_passes == {1, 2}
 
 
 def test_the_arrays_are_reused() -> None:
-    cache = MaskCache(STREAM, MaskCachePolicy(), 4)
-    cache.update(*latents(0))
-    addresses = [a.ctypes.data for a in (cache.pruned.keep_index, cache.pruned.token_row)]
-    cache.update(*latents(1))
-    assert addresses == [a.ctypes.data for a in (cache.pruned.keep_index, cache.pruned.token_row)]
+    cache = TokenChoice(STREAM, MaskCachePolicy(), 4)
+    first, second = cache(*latents(0))[1], cache(*latents(1))[1]
+    assert np.shares_memory(first.keep_index, second.keep_index)
+    assert np.shares_memory(first.token_row, second.token_row)
 
 
 def test_refusals() -> None:
@@ -205,3 +217,7 @@ def test_refusals() -> None:
     with pytest.raises(UsageError, match="pruned pass 0"):
         MaskCachePolicy(pruned_passes=(0,)).passes(4)
     assert MaskCachePolicy(mode="paper", pruned_passes=(0,)).passes(4) == {0}
+    with pytest.raises(UsageError, match="token_budget must be at least 1"):
+        MaskCachePolicy(token_budget=0)
+    with pytest.raises(UsageError, match="more than the 45 tokens"):
+        TokenChoice(STREAM, MaskCachePolicy(token_budget=46), 4)

@@ -11,7 +11,7 @@ from toy_bundle import make_bundle
 
 from liveedit.bundle import GraphSpec, Manifest
 from liveedit.errors import BackendError
-from liveedit.runtime.backend import Array
+from liveedit.runtime.backend import CHUNK, SEED, Array
 from liveedit.runtime.noise import normal
 from liveedit.runtime.null_backend import NullBackend
 from liveedit.runtime.onnx_backend import OnnxBackend, aligned_zeros
@@ -69,23 +69,25 @@ def test_an_aliased_output_is_written_where_its_input_lies(tmp_path: Path) -> No
 
 def test_pixels() -> None:
     frames = np.arange(256, dtype=np.uint8).reshape(1, 8, 32, 1).repeat(3, 3)
-    out = np.empty_like(frames)
     for low, high in ((0.0, 1.0), (-1.0, 1.0)):
         backend = OnnxBackend()
         backend.alloc("frames", "float32", (1, 3, 1, 8, 32))
-        backend.write_frames("frames", frames, (low, high))
+        backend.frame_ring(1, 8, 32, (low, high))
+        output = backend.output(1)
+        out = output.frames(0, 1)
+        backend.write_frames("frames", frames)
         pixels = backend.read("frames")
         assert (pixels.min(), pixels.max()) == (low, high)
         np.testing.assert_allclose(
             pixels[0, 1, 0], low + frames[0, ..., 1] / 255 * (high - low), atol=1e-6
         )
-        backend.read_frames("frames", out, (low, high))
+        backend.fetch_frames("frames", 0, output, 0)
         assert (out == frames).all()
         backend.write("frames", np.nan)
-        backend.read_frames("frames", out, (low, high))
+        backend.fetch_frames("frames", 0, output, 0)
         assert (out == 0).all()
         backend.write("frames", 1e30)
-        backend.read_frames("frames", out, (low, high))
+        backend.fetch_frames("frames", 0, output, 0)
         assert (out == 255).all()
 
 
@@ -93,7 +95,11 @@ def test_rows_noise_and_prefixes() -> None:
     backend = OnnxBackend()
     backend.alloc("kv", "float32", (1, 2, 6, 3))
     backend.alloc("index", "int32", (5,))
-    backend.write_noise("kv", seed=1, chunk=2, draw=3)
+    backend.alloc("control", "int64", (8,))
+    control = np.zeros(8, dtype=np.int64)
+    control[SEED], control[CHUNK] = 1, 2
+    backend.write("control", control)
+    backend.write_noise("kv", control="control", draw=3)
     assert backend.read("kv").ravel().tolist() == normal(36, seed=1, chunk=2, draw=3).tolist()
     before = backend.read("kv").copy()
     backend.copy("kv", "kv", src_row=4, dst_row=1, count=2)

@@ -85,8 +85,11 @@ def test_calls_per_chunk_are_constant_after_the_window_filled(tmp_path: Path) ->
         assert per_chunk["run dit_step"] == 5
         assert per_chunk["run encode_next"] == per_chunk["run decode_next"] == 3
         assert per_chunk["write_noise"] == 4
-        # K and V of 2 blocks to the ring, 5 passes' latents on their way, 6 latents of the codec.
-        assert per_chunk["copy"] == 4 + 4 + 1 + 6
+        # The source, 4 passes' latents on their way, x0, 6 latents of the codec.
+        assert per_chunk["copy"] == 1 + 4 + 1 + 6
+        assert per_chunk["commit"] == per_chunk["guard"] == per_chunk["choose_tokens"] == 1
+        assert "write" not in per_chunk
+        assert "sync" not in per_chunk
         assert "alloc" not in per_chunk
         assert "run prompt" not in per_chunk
 
@@ -230,9 +233,10 @@ def test_ranges(tmp_path: Path) -> None:
         group, codec = ["stream/upload", "stream/encode"], ["decode", "download"]
         chunk = [
             "noise", "noise", "pass:full", "noise", "pass:pruned", "noise", "pass:pruned",
-            "pass:full", "pass:clean", "commit", "mask", *codec * 3,
+            "pass:full", "mask", *codec * 3, "pass:clean", "commit",
         ]  # fmt: skip
         expected = group * 3 + ["stream/chunk"] + [f"stream/chunk/{r}" for r in chunk]
+        expected.append("stream/collect")
         assert tracer.seen[first:] == expected
         assert tracer.open == ["stream"]
     assert tracer.open == []

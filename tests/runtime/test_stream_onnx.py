@@ -21,6 +21,7 @@ from liveedit.runtime.mask_cache import importance_map, mean_square, paper_token
 from liveedit.runtime.noise import normal
 from liveedit.runtime.onnx_backend import OnnxBackend
 from liveedit.runtime.rope import RotaryTable
+from liveedit.runtime.stream import Submitted
 from liveedit.schedule import denoising_steps
 
 Array = npt.NDArray[np.float32]
@@ -335,10 +336,10 @@ def test_finished_chunks_are_returned_before_a_failure_is_raised(tmp_path: Path)
     make_bundle(tmp_path, stream=stream_of())
 
     class PoisonAtSecondChunk(StreamEditor):
-        def _edit(self) -> EditedChunk:
+        def _submit(self) -> Submitted:
             if self.chunk == 1:
                 poison(self, np.inf)
-            return super()._edit()
+            return super()._submit()
 
     with PoisonAtSecondChunk.open(tmp_path, threads=1) as editor:
         editor.set_prompt(PROMPT)

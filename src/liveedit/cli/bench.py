@@ -29,8 +29,8 @@ from liveedit.profiling.records import (
     write_record,
 )
 from liveedit.profiling.timeline import page
+from liveedit.runtime.backends import BACKENDS
 from liveedit.runtime.shipped import shipped
-from liveedit.runtime.stream import BACKENDS
 
 SUBCOMMANDS = {
     "soak": "run long and watch memory, latency and non-finite chunks",

@@ -11,12 +11,13 @@ from liveedit.bundle import read_manifest, refusal
 from liveedit.cli.progress import Progress
 from liveedit.errors import LiveEditError, UsageError, VideoError
 from liveedit.profiling import nvtx_ranges
+from liveedit.runtime.backends import BACKENDS
 from liveedit.runtime.composite import SoftMask
 from liveedit.runtime.edit_clip import ClipEdit
 from liveedit.runtime.fit import FIT_POLICIES, Fit, FitPolicy, Size
 from liveedit.runtime.mask_cache import MaskCachePolicy
 from liveedit.runtime.shipped import shipped
-from liveedit.runtime.stream import BACKENDS, StreamEditor
+from liveedit.runtime.stream import StreamEditor
 from liveedit.runtime.video_reader import VideoReader
 from liveedit.runtime.video_writer import FORMATS, VideoWriter, check_target
 

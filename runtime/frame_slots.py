@@ -1,0 +1,164 @@
+"""Where finished chunks arrive on the host: pinned slots, lent out without a copy if possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from liveedit.runtime.backend import Array, Frames
+from liveedit.runtime.device import Device, Event, Pinned, Stream
+
+
+@dataclass(frozen=True)
+class ResultField:
+    """One buffer of the `result` region, by its place in it."""
+
+    offset: int
+    nbytes: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class _Lease:
+    """Keeps a slot from being used again while an array shows it."""
+
+    def __init__(self, slot: FrameSlot, array: Frames) -> None:
+        self._slot = slot
+        self.__array_interface__ = array.__array_interface__
+        slot.holders += 1
+        slot.lent += 1
+
+    def __del__(self) -> None:
+        self._slot.lent -= 1
+        self._slot.let_go()
+
+
+class FrameSlot:
+    """Pinned room for one chunk: its `result` region and its frames, with their events."""
+
+    def __init__(self, slots: FrameSlots, device: Device) -> None:
+        self._slots = slots
+        self._pinned: Pinned = device.alloc_pinned(slots.frames_at + slots.frames_bytes)
+        self._results_event: Event = device.event()
+        self._events: list[Event] = [device.event() for _ in range(slots.num_parts)]
+        self._stops: list[int] = []
+        self.holders = 0  # the stream, while the chunk is on its way, and every array
+        self.lent = 0  # arrays that show it
+
+    # What a backend queues
+
+    def take_results(self, stream: Stream, address: int) -> None:
+        stream.download(self._pinned, 0, address, self._slots.results_bytes)
+        stream.record(self._results_event)
+
+    def take_frames(self, stream: Stream, address: int, start: int, count: int) -> None:
+        size = self._slots.frame_bytes
+        stream.download(self._pinned, self._slots.frames_at + start * size, address, count * size)
+        stream.record(self._events[len(self._stops)])
+        self._stops.append(start + count)
+
+    # What `ChunkOutput` promises
+
+    def results(self) -> Mapping[str, Array]:
+        self._results_event.wait()
+        raw = self._pinned.array(0, self._slots.results_bytes)
+        return {
+            name: raw[f.offset : f.offset + f.nbytes].view(f.dtype).reshape(f.shape)
+            for name, f in self._slots.fields.items()
+        }
+
+    def frames(self, start: int, stop: int) -> Frames:
+        slots, begin = self._slots, 0
+        for event, end in zip(self._events, self._stops, strict=False):
+            if begin < stop and start < end:
+                event.wait()
+            begin = end
+        at, size = slots.frames_at, slots.frame_bytes
+        raw = self._pinned.array(at + start * size, (stop - start) * size)
+        frames = raw.reshape(stop - start, slots.height, slots.width, 3)
+        if not slots.can_lend(self):
+            return frames.copy()
+        return np.asarray(_Lease(self, frames))
+
+    def release(self) -> None:
+        # Frames that a flush has made up were never asked for, but still arrive here.
+        self._results_event.wait()
+        for event in self._events[: len(self._stops)]:
+            event.wait()
+        self.let_go()
+
+    # Life
+
+    def open(self) -> FrameSlot:
+        self._stops.clear()
+        self.holders = 1
+        return self
+
+    def let_go(self) -> None:
+        self.holders -= 1
+        if self.holders == 0:
+            self._slots.give_back(self)
+
+    def free(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(self._pinned.free)
+            for event in (self._results_event, *self._events):
+                stack.callback(event.close)
+
+
+class FrameSlots:
+    """All slots of a stream. An array lent out stays valid until it is dropped."""
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        depth: int,
+        fields: Mapping[str, ResultField],
+        results_bytes: int,
+        num_frames: int,
+        num_parts: int,
+        height: int,
+        width: int,
+    ) -> None:
+        """``depth`` chunks on their way at a time, each in ``num_parts`` copies of frames."""
+        self.fields = fields
+        self.results_bytes = results_bytes
+        self.frames_at = -(-results_bytes // 256) * 256
+        self.height, self.width = height, width
+        self.frame_bytes = height * width * 3
+        self.frames_bytes = num_frames * self.frame_bytes
+        self.num_parts = num_parts
+        self._closed = False
+        # Two more than can be on their way: what the caller holds of the last chunk, and the next.
+        self._all = [FrameSlot(self, device) for _ in range(depth + 2)]
+        self._free = list(self._all)
+
+    def can_lend(self, slot: FrameSlot) -> bool:
+        """Whether an array may show the slot; else it must be copied, or none would be left."""
+        return bool(slot.lent) or sum(bool(s.lent) for s in self._all) < 2
+
+    def open(self) -> FrameSlot:
+        """A slot of the caller's, until it lets go."""
+        assert self._free, "every slot is on its way"
+        return self._free.pop().open()
+
+    def give_back(self, slot: FrameSlot) -> None:
+        if not self._closed:
+            self._free.append(slot)
+        elif not slot.lent:
+            slot.free()
+
+    def close(self) -> None:
+        """Free what no array shows, also what was on its way. The device is idle."""
+        self._closed = True
+        with ExitStack() as stack:  # each is tried, also where one before it fails
+            for slot in self._all:
+                if slot.lent:
+                    slot.holders = slot.lent
+                else:
+                    stack.callback(slot.free)

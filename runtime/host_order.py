@@ -1,0 +1,65 @@
+"""What a backend is that does everything at once: no queues, no events, nothing to capture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+
+from liveedit.runtime.backend import Array, Frames, Stage
+
+_HERE: AbstractContextManager[None] = nullcontext()
+
+
+class HostOutput:
+    """A chunk's results and frames in memory of its own."""
+
+    def __init__(self, num_frames: int, height: int, width: int) -> None:
+        self.kept: dict[str, Array] = {}
+        self.pixels: Frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
+
+    def results(self) -> Mapping[str, Array]:
+        return self.kept
+
+    def frames(self, start: int, stop: int) -> Frames:
+        return self.pixels[start:stop]
+
+    def release(self) -> None:
+        pass
+
+
+class HostOrder:
+    """The ordering half of `Backend` where every call is done when it returns."""
+
+    depth = 1
+    immediate = True
+    _size = (0, 0)
+    _pixel_range = (0.0, 1.0)
+
+    def start(self) -> None:
+        pass
+
+    def frame_ring(
+        self, count: int, height: int, width: int, pixel_range: tuple[float, float]
+    ) -> Frames:
+        self._size, self._pixel_range = (height, width), pixel_range
+        return np.empty((count, height, width, 3), dtype=np.uint8)
+
+    def output(self, num_frames: int) -> HostOutput:
+        return HostOutput(num_frames, *self._size)
+
+    def stage(self, stage: Stage) -> AbstractContextManager[None]:
+        return _HERE
+
+    def record(self, event: str) -> None:
+        pass
+
+    def wait(self, event: str) -> None:
+        pass
+
+    def write_addresses(self, table: str, buffers: Sequence[str]) -> None:
+        pass
+
+    def replay(self, key: Hashable, body: Callable[[], None]) -> None:
+        body()

@@ -1,0 +1,280 @@
+"""The device runtime in host memory: equal to the CPU backend in every bit, in every order."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundle_factory import Codec, micro_stream
+from host_backends import (
+    PROMPT,
+    Frames,
+    TwinBackend,
+    assert_same,
+    device_of,
+    edit,
+    host_backend,
+    moving_clip,
+    open_editor,
+)
+from toy_bundle import make_bundle
+
+from liveedit.bundle import read_manifest
+from liveedit.errors import BackendError, LiveEditError, StreamError
+from liveedit.runtime import EditedChunk, MaskCachePolicy
+from liveedit.runtime.device_backend import DeviceBackend
+from liveedit.runtime.device_engine import NullLoader
+from liveedit.runtime.host_device import HostDevice
+from liveedit.runtime.memory_budget import memory_budget
+
+CLIP = moving_clip(76)
+ORDERS = {
+    "at once": None,
+    "first stream first": min,
+    "last stream first": max,
+    "random": random.Random(3).choice,
+}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bundles")
+    stream = micro_stream(height_px=64, width_px=96, keep_bucket=8)
+    for codec in ("taehv", "wan_vae"):
+        make_bundle(root / codec, codec=codec, stream=stream)  # type: ignore[arg-type]
+    return {codec: root / codec for codec in ("taehv", "wan_vae")}
+
+
+@pytest.fixture(scope="module")
+def expected(bundles: dict[str, Path], host_library: ctypes.CDLL) -> dict[str, list[EditedChunk]]:
+    return {c: edit(root, TwinBackend(host_library), CLIP) for c, root in bundles.items()}
+
+
+@pytest.mark.parametrize("codec", ["taehv", "wan_vae"])
+@pytest.mark.parametrize("options", [{}, {"graphs": False}, {"overlap": False}])
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_stream_equals_the_cpu_backend(
+    bundles: dict[str, Path],
+    expected: dict[str, list[EditedChunk]],
+    host_library: ctypes.CDLL,
+    codec: Codec,
+    options: dict[str, bool],
+    order: str,
+) -> None:
+    assert len({c.num_kept for c in expected[codec]}) > 2
+    backend = host_backend(host_library, ORDERS[order], **options)  # type: ignore[arg-type]
+    assert_same(edit(bundles[codec], backend, CLIP), expected[codec])
+    assert bool(device_of(backend).counts["capture"]) == (options != {"graphs": False})
+
+
+@pytest.mark.parametrize("event", ["encoded", "source taken", "edited.0"])
+def test_a_missing_event_is_found(
+    bundles: dict[str, Path],
+    expected: dict[str, list[EditedChunk]],
+    host_library: ctypes.CDLL,
+    event: str,
+) -> None:
+    """The orders above would show it: without the event one of them gives something else."""
+
+    class Careless(DeviceBackend):
+        def wait(self, name: str) -> None:
+            if name != event:
+                super().wait(name)
+
+    def differs(order: str) -> bool:
+        like = host_backend(host_library, ORDERS[order])  # type: ignore[arg-type]
+        backend = Careless(like._device, like._loader)
+        try:
+            assert_same(edit(bundles["taehv"], backend, CLIP), expected["taehv"])
+        except (AssertionError, LiveEditError):
+            return True
+        return False
+
+    assert any(differs(order) for order in ORDERS if order != "at once")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        MaskCachePolicy(mode="off"),
+        MaskCachePolicy(mode="paper", keep_ratio=0.4),
+        MaskCachePolicy(keep_ratio=0.6, pruned_passes=(1, 3), importance_dtype="bfloat16"),
+        MaskCachePolicy(keep_ratio=0.6, token_budget=20),
+    ],
+)
+def test_policies(
+    bundles: dict[str, Path], host_library: ctypes.CDLL, policy: MaskCachePolicy
+) -> None:
+    want = edit(bundles["taehv"], TwinBackend(host_library), CLIP[:60], mask_cache=policy)
+    backend = host_backend(host_library, max)
+    assert_same(edit(bundles["taehv"], backend, CLIP[:60], mask_cache=policy), want)
+
+
+def test_a_prompt_change_and_a_reset(bundles: dict[str, Path], host_library: ctypes.CDLL) -> None:
+    def both(backend: DeviceBackend | TwinBackend) -> list[EditedChunk]:
+        with open_editor(bundles["taehv"], backend) as editor:
+            editor.set_prompt(PROMPT)
+            chunks = editor.push(CLIP[:41])
+            editor.set_prompt("blue")
+            chunks += editor.push(CLIP[41:]) + editor.flush()
+            editor.reset()
+            editor.push(CLIP[:30])
+            editor.reset()  # chunks on their way are dropped
+            return chunks + editor.push(CLIP[:30]) + editor.flush()
+
+    want = both(TwinBackend(host_library))
+    for order in (None, min, max):
+        assert_same(both(host_backend(host_library, order)), want)
+
+
+def poisoned(backend: DeviceBackend | TwinBackend, root: Path, policy: str) -> list[EditedChunk]:
+    """A stream whose third chunk is not finite; the prompt that caused it is then replaced."""
+    with open_editor(root, backend, on_non_finite=policy) as editor:
+        editor.set_prompt(PROMPT)
+        chunks = editor.push(CLIP[:24])
+        backend.write("cross_v_01", np.nan)  # of the last block: the keys stay finite
+        chunks += editor.push(CLIP[24:36])
+        editor.set_prompt(PROMPT)
+        return chunks + editor.push(CLIP[36:]) + editor.flush()
+
+
+@pytest.mark.parametrize("policy", ["last-good", "passthrough"])
+def test_a_latent_that_is_not_finite_is_replaced(
+    bundles: dict[str, Path], host_library: ctypes.CDLL, policy: str
+) -> None:
+    want = poisoned(TwinBackend(host_library), bundles["taehv"], policy)
+    assert [c.recovered for c in want][:4] == [None, None, policy, None]
+    for order in (None, max):
+        assert_same(poisoned(host_backend(host_library, order), bundles["taehv"], policy), want)
+
+
+def test_a_latent_that_is_not_finite_stops_the_stream(
+    bundles: dict[str, Path], host_library: ctypes.CDLL
+) -> None:
+    """One chunk late, and the chunks before it are handed out first."""
+    with pytest.raises(StreamError, match=r"chunk 2 \(from frame 21\) came out not finite"):
+        poisoned(host_backend(host_library), bundles["taehv"], "stop")
+
+
+def test_nothing_is_allocated_or_waited_for_in_the_steady_state(tmp_path: Path) -> None:
+    make_bundle(tmp_path, stream=micro_stream())
+    policy = MaskCachePolicy(token_budget=8)
+    device = HostDevice(None)
+    backend = DeviceBackend(device, NullLoader())
+    with open_editor(tmp_path, backend, mask_cache=policy) as editor:
+        editor.set_prompt(PROMPT)
+        frames = moving_clip(12, 32, 48)
+        for _ in range(8):
+            editor.push(frames)
+        counts, calls = device.counts.copy(), backend.counts.copy()
+        for _ in range(20):
+            editor.push(frames)
+        steady = {k: v / 20 for k, v in (device.counts - counts).items()}
+        assert not {"alloc", "alloc pinned", "sync", "capture", "streams", "events"} & set(steady)
+        # Two halves of a chunk, three latents in and out.
+        assert steady["graph launch"] == 2 + 3 + 3
+        # The kernels outside graphs convert frames.
+        assert steady["launch"] == 6
+        assert "call" not in steady
+        assert not (backend.counts - calls).keys() - {"graph launch"}
+
+
+def test_addresses_never_move_and_sizes_are_as_computed(
+    bundles: dict[str, Path], host_library: ctypes.CDLL
+) -> None:
+    root = bundles["taehv"]
+    manifest = read_manifest(root)
+    backend = host_backend(host_library)
+    with open_editor(root, backend) as editor:
+        before = dict(backend._at)
+        assert all(address % 256 == 0 for address in before.values())
+        places = sorted((a, a + backend._bytes[n]) for n, a in before.items())
+        assert all(a[1] <= b[0] for a, b in pairwise(places))
+        editor.set_prompt(PROMPT)
+        editor.push(CLIP)
+        assert backend._at == before
+        budget = memory_budget(manifest, "fp32")
+        purposes = {
+            "kv_cache": ("k_cache_", "v_cache_"),
+            "stored_outputs": ("attn_store_",),
+            "codec_caches": ("encode.cache_", "decode.cache_"),
+            "prompt": ("cross_", "text_embeds", "input_ids", "attention_mask"),
+        }
+        for purpose, prefixes in purposes.items():
+            mine = sum(size for n, size in backend._bytes.items() if n.startswith(prefixes))
+            assert mine == budget[purpose], purpose
+        assert places[-1][1] - places[0][0] <= backend.arena_bytes
+
+
+def test_a_device_that_is_too_small_is_refused(
+    bundles: dict[str, Path], host_library: ctypes.CDLL
+) -> None:
+    backend = host_backend(host_library)
+    with open_editor(bundles["taehv"], backend):
+        needed = backend.arena_bytes
+    device = HostDevice(host_library)
+    pinned = 1 << 20
+    small = DeviceBackend(device, NullLoader())
+    device.free_bytes = lambda: needed - pinned  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match=r"needs \d+ bytes on host, of which \d+ are free"):
+        open_editor(bundles["taehv"], small)
+    assert device.counts["bytes"] == device.counts["streams"] == device.counts["events"] == 0
+
+
+def test_frames_stay_as_they_were_handed_out(
+    bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
+) -> None:
+    """The newest are shown where they arrived; kept ones are never written again."""
+    backend = host_backend(host_library)
+    device = device_of(backend)
+    chunks: list[Frames] = []
+    copies: list[Frames] = []
+    with open_editor(bundles["taehv"], backend) as editor:
+        editor.set_prompt(PROMPT)
+        for i in range(0, 72, 12):
+            for chunk in editor.push(CLIP[i : i + 12]):
+                chunks.append(chunk.frames)
+                copies.append(chunk.frames.copy())
+    for chunk, copy, want in zip(chunks, copies, expected["taehv"], strict=False):
+        assert (chunk == copy).all()
+        assert (chunk == want.frames).all()
+    assert sum(c.base is not None for c in chunks) >= 2
+    chunks.clear()
+    del chunk
+    gc.collect()
+    assert device.counts["bytes"] == device.counts["events"] == 0
+
+
+def test_low_latency(
+    bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
+) -> None:
+    """Frames are given as each latent is decoded, and again with their chunk."""
+    for backend in (TwinBackend(host_library), host_backend(host_library, max)):
+        given: list[tuple[int, Frames]] = []
+        chunks = edit(
+            bundles["taehv"],
+            backend,
+            CLIP,
+            on_frames=lambda first, frames: given.append((first, frames.copy())),  # noqa: B023
+        )
+        assert_same(chunks, expected["taehv"])
+        assert [first for first, _ in given[:4]] == [0, 1, 5, 9]
+        whole = np.concatenate([frames for _, frames in given])
+        assert (whole == np.concatenate([c.frames for c in chunks])).all()
+
+
+@pytest.mark.slow
+def test_a_thousand_streams_leave_nothing_behind(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    device = HostDevice(None)
+    manifest_policy = MaskCachePolicy(mode="off")
+    for _ in range(1000):
+        open_editor(
+            tmp_path, DeviceBackend(device, NullLoader()), mask_cache=manifest_policy
+        ).close()
+        assert device.counts["bytes"] == device.counts["streams"] == device.counts["events"] == 0
