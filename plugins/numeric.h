@@ -161,10 +161,30 @@ LIVEEDIT_HD Pack<T, N> load_pack(const T* address) {
 #endif
 }
 
+#ifdef __CUDACC__
+template <int Bytes>
+struct Word;
+template <>
+struct Word<1> { using type = uint8_t; };
+template <>
+struct Word<2> { using type = uint16_t; };
+template <>
+struct Word<4> { using type = uint32_t; };
+template <>
+struct Word<8> { using type = uint2; };
+template <>
+struct Word<16> { using type = uint4; };
+#endif
+
+// By an instruction of its own: the compiler splits some plain stores of elements it knows. The
+// address is in device or pinned host memory, never shared or local.
 template <int N, class T>
 LIVEEDIT_HD void store_pack(T* address, const Pack<T, N>& pack) {
 #ifdef __CUDA_ARCH__
-    *reinterpret_cast<Pack<T, N>*>(address) = pack;
+    static_assert(sizeof pack <= 16, "one access");
+    typename Word<sizeof pack>::type word;
+    memcpy(&word, &pack, sizeof word);
+    __stwb(reinterpret_cast<decltype(word)*>(address), word);
 #else
     std::memcpy(address, &pack, sizeof pack);
 #endif
