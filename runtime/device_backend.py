@@ -32,7 +32,7 @@ from liveedit.runtime.backend import (
     Stage,
 )
 from liveedit.runtime.device import Device, Event, Graph, Memory, Pinned, Stream
-from liveedit.runtime.device_engine import DeviceEngine, EngineLoader, Placed
+from liveedit.runtime.device_engine import DeviceEngine, EngineLoader, Placed, aligned
 from liveedit.runtime.frame_slots import FrameSlot, FrameSlots, ResultField
 from liveedit.runtime.kernels import DTYPE_CODES
 from liveedit.runtime.kv_cache import KVCache
@@ -40,13 +40,8 @@ from liveedit.runtime.mask_cache import TokenChoice, round_bfloat16
 from liveedit.runtime.memory_budget import ITEM_BYTES
 from liveedit.runtime.rope import RotaryTable
 
-ALIGNMENT_BYTES = 256  # what TensorRT asks of a tensor's address
 STAGING_BYTES = 1 << 20  # for what is written and read off the hot path
 STAGES: tuple[Stage, ...] = ("encode", "dit", "decode")
-
-
-def aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def stage_of(graph: str) -> Stage:

@@ -11,6 +11,13 @@ from liveedit.bundle import DType, GraphSpec
 from liveedit.runtime.backend import Binding
 from liveedit.runtime.device import Device, Stream
 
+ALIGNMENT_BYTES = 256  # what TensorRT asks of a tensor's address
+
+
+def aligned(nbytes: int) -> int:
+    """``nbytes`` and what is left free before the next tensor can start."""
+    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
 
 @dataclass(frozen=True)
 class Placed:

@@ -120,7 +120,7 @@ class OnnxCudaEngine:
             for name, place in self._dynamic[side]:
                 io.bind_input(name, "cuda", 0, np.dtype(place.dtype), (num_keep,), place.address)
             self._num_keep[side] = num_keep
-        stream.call(partial(self._run, io))
+        self._run(io)
 
     def _run(self, io: ort.IOBinding) -> None:
         try:
