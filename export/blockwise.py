@@ -101,6 +101,10 @@ class Parts:
         if self._failure is not None:
             raise self._failure
 
+    def run_alone(self, graph: str, buffers: Mapping[str, Array]) -> None:
+        """Run a graph whose inputs and outputs lie in ``buffers``, with nobody to wait for."""
+        self._run(graph, [_Pass(graph, 0, buffers)])
+
     def run(self, one: _Pass) -> None:
         """Run a graph for one stream; returns when every other stream has come to a run too."""
         with self._changed:

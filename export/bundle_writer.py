@@ -18,7 +18,7 @@ from liveedit.bundle import MANIFEST, GraphSpec, Manifest, file_entries, write_m
 from liveedit.config import ModelConfig, StreamConfig
 from liveedit.errors import LiveEditError, UsageError
 from liveedit.export.graphs import PRECISIONS, codec_spec, graphs, trace_graph
-from liveedit.export.weights import WeightFile, half_storage, save
+from liveedit.export.weights import WeightFile, half_storage, save, weight_bytes
 
 Progress = Callable[[str], None]
 
@@ -115,7 +115,7 @@ def _write(
             progress(f"{precision}: writing {name}")
             file = f"graphs/{name}.{precision}.onnx"
             save(traced, root / file, files[graph.weights], with_data=with_data)
-            written[precision][name] = replace(spec, file=file)
+            written[precision][name] = replace(spec, file=file, weights_bytes=weight_bytes(traced))
     for weight_file in files.values():
         weight_file.close()
         if not with_data:

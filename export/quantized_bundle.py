@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from liveedit.bundle import Manifest, add_files, read_manifest, verify_file
+from liveedit.bundle import GraphSpec, Manifest, add_files, read_manifest, verify_file
 from liveedit.config import to_dict
 from liveedit.errors import LiveEditError, UsageError
 from liveedit.evaluation.known_edits import KnownEdit
@@ -25,7 +25,7 @@ from liveedit.export.quantize import Format, SiteScale, quantise
 from liveedit.export.scale_search import search
 from liveedit.export.sensitivity import Bench, Sensitivity, largest_set, rank
 from liveedit.export.verdict import Limits, Speed, Verdict, reach
-from liveedit.export.weights import WeightFile, save
+from liveedit.export.weights import WeightFile, save, weight_bytes
 
 MeasureSpeed = Callable[[Path, str, str], Speed]  # bundle, base precision, eight-bit precision
 Progress = Callable[[str], None]
@@ -303,8 +303,8 @@ def write_precision(
         weights = WeightFile(staging / WEIGHTS)
         save(model, staging / f"{STEP}.onnx", weights)
         weights.close()
-        size = (staging / WEIGHTS).stat().st_size
-        report = replace(report, weights_ratio=round(size / _weight_bytes(root, manifest, base), 4))
+        base_bytes = weight_bytes(load_step(root, manifest, base))
+        report = replace(report, weights_ratio=round(weight_bytes(model) / base_bytes, 4))
         (staging / REPORT).write_bytes(json.dumps(to_dict(report), indent=1).encode() + b"\n")
         os.chmod(staging, 0o755)
         target = root / form.name
@@ -314,8 +314,8 @@ def write_precision(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     files = [f"{form.name}/{name}" for name in (f"{STEP}.onnx", WEIGHTS, REPORT)]
-    specs = dict(manifest.graphs[base])
-    specs[STEP] = replace(specs[STEP], file=files[0])
+    specs = {**manifest.graphs[base], **other_parts(manifest, form, base)}
+    specs[STEP] = replace(specs[STEP], file=files[0], weights_bytes=weight_bytes(model))
     verdict = "refused, forced: " + "; ".join(report.refused) if report.refused else "passed"
     notes = {
         **manifest.notes,
@@ -329,10 +329,15 @@ def write_precision(
     return report
 
 
-def _weight_bytes(root: Path, manifest: Manifest, base: str) -> int:
-    """What the base's step alone holds; its file may serve other graphs as well."""
-    values = load_step(root, manifest, base).graph.initializers.values()
-    return sum(v.const_value.nbytes for v in values if v.const_value is not None)
+def other_parts(manifest: Manifest, form: Format, base: str) -> dict[str, GraphSpec]:
+    """Graphs of other networks that were quantised for this precision, from the same base."""
+    folders = tuple(
+        f"{form.name}-{part}/"
+        for part in ("vae", "text")
+        if manifest.notes.get(f"{form.name}.{part}.base") == base
+    )
+    held = manifest.graphs.get(form.name, {})
+    return {n: g for n, g in held.items() if folders and g.file.startswith(folders)}
 
 
 def _count(report: Report) -> int:

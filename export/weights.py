@@ -42,6 +42,12 @@ class WeightFile:
         self._file.close()
 
 
+def weight_bytes(model: ir.Model) -> int:
+    """What the initializers of a graph take."""
+    values = model.graph.initializers.values()
+    return sum(v.const_value.nbytes for v in values if v.const_value is not None)
+
+
 def half_storage(model: ir.Model) -> None:
     """Store float32 weights as float16 with a Cast back: half the file, the same graph otherwise.
 

@@ -37,22 +37,18 @@ def tensor_bytes(tensor: TensorSpec, num_keep: int) -> int:
 def memory_budget(manifest: Manifest, precision: str) -> dict[str, int]:
     """Bytes by purpose, for one precision, with every token kept.
 
-    Keys: ``weights`` (the graph files), ``kv_cache``, ``stored_outputs`` (attention outputs that a
-    pruned pass reuses), ``codec_caches``, ``prompt`` (embeddings and cross-attention keys and
-    values), ``io`` (all other inputs and outputs) and ``loop`` (what `Denoiser` keeps besides:
-    latents on their way, numbers of a chunk). An output that is written into its input's
-    buffer counts once, a codec cache twice. What the backend takes for its own work is not in it.
+    Keys: ``weights`` (networks whose graphs share them count once), ``kv_cache``,
+    ``stored_outputs`` (attention outputs that a pruned pass reuses), ``codec_caches``, ``prompt``
+    (embeddings and cross-attention keys and values), ``io`` (all other inputs and outputs) and
+    ``loop`` (what `Denoiser` keeps besides: latents on their way, numbers of a chunk). An output
+    that is written into its input's buffer counts once, a codec cache twice. What the backend takes
+    for its own work is not in it.
     """
     graphs = manifest.graphs[precision]
     budget = dict.fromkeys(
         ("weights", "kv_cache", "stored_outputs", "codec_caches", "prompt", "io", "loop"), 0
     )
-    folders = {PurePosixPath(g.file).parent for g in graphs.values()}
-    budget["weights"] = sum(
-        entry.bytes
-        for name, entry in manifest.files.items()
-        if PurePosixPath(name).parent in folders
-    )
+    budget["weights"] = _weights(manifest, graphs)
     seen: set[tuple[str, str]] = set()
     for graph_name, graph in graphs.items():
         codec = graph_name.startswith(("encode_", "decode_"))
@@ -89,3 +85,18 @@ def _loop_bytes(manifest: Manifest, dit_step: GraphSpec) -> int:
         + 3 * 4 * len(stream.denoising_step_list)  # scalars of the passes but one
         + 36  # single numbers
     )
+
+
+def _weights(manifest: Manifest, graphs: dict[str, GraphSpec]) -> int:
+    """What the graphs say that they read; for one that does not say, the files in its folder."""
+    stated: dict[str, int] = {}
+    folders = set()
+    for name, graph in graphs.items():
+        if graph.weights_bytes is None:
+            folders.add(PurePosixPath(graph.file).parent)
+        else:
+            network = name.removesuffix("_first").removesuffix("_next")
+            stated[network] = max(stated.get(network, 0), graph.weights_bytes)
+    files = manifest.files.items()
+    rest = sum(entry.bytes for name, entry in files if PurePosixPath(name).parent in folders)
+    return sum(stated.values()) + rest

@@ -37,12 +37,16 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSpec:
-    """One ONNX file. ``aliases`` maps an output to the input whose buffer it writes in place."""
+    """One ONNX file. ``aliases`` maps an output to the input whose buffer it writes in place.
+
+    ``weights_bytes``: of the initializers that it reads; None if it was written without saying.
+    """
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     aliases: dict[str, str] = field(default_factory=dict)
+    weights_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from liveedit.bundle import Manifest
+from liveedit.cli import quantize_parts
 from liveedit.errors import LiveEditError, UsageError
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=Path, metavar="DIR", help="write the figures there")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the search's sensitivity")
     parser.add_argument("--json", action="store_true", help="one JSON line, last")
+    quantize_parts.add_arguments(parser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,8 @@ class ClipSets:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.vae or options.text:
+        return quantize_parts.run(options)
     try:
         from liveedit.export import calibration, quantized_bundle, verdict
         from liveedit.export.activation_range import check_rules
