@@ -175,13 +175,18 @@ def _run_part(session: ort.InferenceSession, stage: Stage, one: _Pass) -> None:
 class PartsEngine:
     """A graph of one stream that runs in parts."""
 
-    def __init__(self, parts: Parts, graph: str, stream: int, buffers: Mapping[str, Array]) -> None:
-        self._parts, self._graph, self._stream, self._buffers = parts, graph, stream, buffers
+    def __init__(
+        self, parts: Parts, graph: str, stream: int, sides: Sequence[Mapping[str, Array]]
+    ) -> None:
+        self._parts, self._graph, self._stream, self._sides = parts, graph, stream, sides
         self.extra: Callable[[], Mapping[str, Array]] = dict
         self.after: Callable[[Probes], None] = lambda probes: None
 
+    def rows(self, num_keep: int) -> int:
+        return num_keep
+
     def run(self, *, side: int = 0, num_keep: int | None = None) -> None:
-        buffers = {**self._buffers, **self.extra()}
+        buffers = {**self._sides[side], **self.extra()}
         if num_keep is not None:
             buffers["keep_index"] = buffers["keep_index"][:num_keep]
         one = _Pass(self._graph, self._stream, buffers)
@@ -206,9 +211,9 @@ class PartsBackend(OnnxBackend):
     def load(self, graph: str, spec: GraphSpec, path: Path, bindings: Sequence[Binding]) -> Any:
         if graph not in IN_BLOCKS:
             return super().load(graph, spec, path, bindings)
-        (binding,) = bindings
-        buffers = {t.name: self._buffers[binding[t.name]] for t in (*spec.inputs, *spec.outputs)}
-        engine = PartsEngine(self._parts, graph, self._stream, buffers)
+        tensors = (*spec.inputs, *spec.outputs)
+        sides = [{t.name: self._buffers[b[t.name]] for t in tensors} for b in bindings]
+        engine = PartsEngine(self._parts, graph, self._stream, sides)
         if graph == STEP:
             self.step = engine
         return engine

@@ -61,6 +61,9 @@ class TrialEngine:
         self.before: Callable[[], None] = _nothing
         self.after: Callable[[], None] = _nothing
 
+    def rows(self, num_keep: int) -> int:
+        return self.engine.rows(num_keep)
+
     def run(self, *, side: int = 0, num_keep: int | None = None) -> None:
         self.before()
         self.engine.run(side=side, num_keep=num_keep)
