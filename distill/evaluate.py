@@ -1,8 +1,7 @@
 """Judge a trained editor on held-out scenes: `python -m liveedit.distill.evaluate --help`.
 
-Writes `metrics.json` (figures of every edit, and their means) and `shown.npz` (a frame of the first
-edits, for side-by-side pictures) into a folder. `python -m liveedit.distill.report` makes tables of
-several such folders.
+Writes `metrics.json` (figures of every edit, and their means), `shown.npz` (a frame of the first
+edits) and a record into a folder. `python -m liveedit.distill.compare` puts several side by side.
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ import torch
 from liveedit.distill.edits import Edit, SceneConfig, make_scene
 from liveedit.distill.footage import real_footage
 from liveedit.distill.judge import judge, table
+from liveedit.distill.judged_record import save, stage_figures
 from liveedit.distill.samplers import Sampler, load_sampler
 from liveedit.distill.scenes import Bytes, Footage
 from liveedit.errors import UsageError
+from liveedit.profiling.records import single
 
 SHOWN = 24  # edits of which a frame is kept
 
@@ -130,6 +131,7 @@ def main() -> int:
         "--method", choices=("stream", "whole"), help="default: whole for a foundation model"
     )
     parser.add_argument("--steps", type=int, default=50, help="network calls of whole")
+    parser.add_argument("--name", help="row of the table; default: the stage")
     parser.add_argument("--max-seconds", type=float, default=math.inf)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -141,26 +143,40 @@ def main() -> int:
     cases = held_out_cases(footage, config, options.scenes)
     judged = judge_all(sampler, cases, options.batch, options.max_seconds)
     options.out.mkdir(parents=True, exist_ok=True)
-    result = {
+    calls, clip_calls = sampler.calls_per_frame, sampler.calls(options.num_frames // 4)
+    configuration = {
         "stage": stage,
         "step": step,
         "method": sampler.method,
-        "num_frames": options.num_frames,
+        "split": "held_out",
+        "num_video_frames": options.num_frames,
         "scenes": len({row["scene"] for row in judged.rows}),
-        "calls_per_frame": sampler.calls_per_frame,
-        "calls_per_clip": sampler.calls(options.num_frames // 4),
         "batch": options.batch,
         "threads": options.threads,
-        "network_s_per_frame": judged.network_s / judged.num_frames,
-        "table": table(judged.rows),
+    }
+    seconds = judged.network_s / judged.num_frames
+    means = table(judged.rows)
+    result = {
+        **configuration,
+        "calls_per_frame": calls,
+        "calls_per_clip": clip_calls,
+        "network_s_per_frame": seconds,
+        "table": means,
         "rows": judged.rows,
     }
     (options.out / "metrics.json").write_text(json.dumps(result, indent=1))
+    figures = {
+        **stage_figures(judged.rows),
+        "calls_per_frame": single(calls, "1", "lower"),
+        "calls_per_clip": single(clip_calls, "1", "lower"),
+        "seconds_per_frame": single(seconds, "s", "lower"),
+    }
+    save(options.out, "distill-stage", options.name or stage, configuration, figures)
     np.savez_compressed(
         options.out / "shown.npz",
         **{k: np.stack(v) for k, v in judged.shown.items()},  # type: ignore[arg-type]
     )
-    print(json.dumps(result["table"], indent=1))
+    print(json.dumps(means, indent=1))
     return 0
 
 
