@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,51 @@ import torch
 
 from liveedit.errors import CheckpointError
 
+_PARTIAL = ".partial"
+
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Atomic: a reader, or a run after a kill, sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Atomic: a reader, or a run after a kill, sees the old file or the new one.
+
+    Raises:
+        CheckpointError: the disk does not take it; the old file is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         with partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        kept = f"{path} is as it was" if path.exists() else "nothing was saved before"
+        raise CheckpointError(
+            f"cannot save {path}: {_reason(error)}; {kept}. Make room, then run the same command"
+        ) from error
     finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what killed runs left of checkpoints they were writing."""
+    for partial in folder.glob(f".*{_PARTIAL}"):
         partial.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, under what torch made of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0]
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Make the patch codec: `python -m liveedit.distill.codec --data DIR --out DIR --minutes M`.
+"""Make the patch codec: `liveedit train codec --data DIR --out DIR --minutes M`.
 
 The encoder is a whitened principal-component basis of 4 x 8 x 8 pixel blocks, so latents have unit
 variance, which is what diffusion's unit noise wants. It is fitted once and never trained: editors
@@ -283,13 +283,14 @@ def plot_curve(out_dir: Path) -> None:
     figure.savefig(out_dir / "curve.png", dpi=120)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m liveedit.distill.codec", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="cache of clips and photos")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints, log and metrics")
     parser.add_argument("--minutes", type=float, default=25.0, help="training time, in total")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
     if args.minutes < 0:
         raise UsageError(f"--minutes must not be negative, got {args.minutes}")
     model = train(args.data, args.out, args.minutes, args.seed)
@@ -302,7 +303,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     plot_curve(args.out)
     print(json.dumps(metrics))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -20,7 +20,7 @@ from liveedit.distill.dmd import (
     flow_matching,
     guided,
 )
-from liveedit.distill.editor import by_part, joined, load_mean_weights
+from liveedit.distill.editor import by_part, joined, load_mean_weights, weights_of
 from liveedit.distill.learner import Learner
 from liveedit.distill.presets import TrainConfig
 from liveedit.distill.rollout import stream_edit
@@ -84,7 +84,7 @@ class DmdTrainer(Trainer):
                 )
         dmd = config.dmd
         self.editor = self.new_editor()
-        self.editor.text.requires_grad_(config.train_text)
+        self.editor.train_text(config.train_text)
         self.teacher = self.new_editor().requires_grad_(False)
         stages = ("foundation", "causal")
         state = load_mean_weights(self.teacher, teacher, stages=stages, option="--teacher")
@@ -139,8 +139,7 @@ class DmdTrainer(Trainer):
                 f"{state['teacher_sha256'][:12]}, this one with {self.teacher_sha256[:12]}); "
                 "give that one, or use another --out"
             )
-        weights = joined({"dit": state["dit"], "text": state["text"]})
-        self.learner.load({**state, "weights": weights, "ema": joined(state["ema"])})
+        self.learner.load({**state, "weights": weights_of(state), "ema": joined(state["ema"])})
         self.critic.load(state["critic"])
         super().load(state)
 
@@ -154,6 +153,10 @@ class DmdTrainer(Trainer):
         """
         dmd, rate = self.config.dmd, self.learning_rate()
         parts = self.draw()
+
+        def where() -> str:
+            return self.where(parts)
+
         draws = [Draws(part) for part in parts]
         figures: dict[str, float] = {}
         if self.step % dmd.critic_steps == 0 and self.step >= dmd.critic_warmup:
@@ -165,7 +168,9 @@ class DmdTrainer(Trainer):
             losses.append(loss)
         figures["critic_loss"] = self.settle(parts, losses, [{}] * len(parts))["loss"]
         share = rate / self.config.lr
-        figures["critic_grad_norm"] = self.critic.update(dmd.critic_lr * share)
+        figures["critic_grad_norm"] = self.critic.update(
+            dmd.critic_lr * share, lambda: self.where(parts)
+        )
         self.step += 1
         return {**figures, "lr": rate}
 
@@ -179,7 +184,7 @@ class DmdTrainer(Trainer):
             losses.append(loss)
             logs.append(log)
         figures = self.settle(parts, losses, logs)
-        norm = self.learner.update(rate)
+        norm = self.learner.update(rate, lambda: self.where(parts))
         if self.learner.updates < self.config.dmd.ema_start:
             self.learner.restart_mean()
         return {**figures, "grad_norm": norm}

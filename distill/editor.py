@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from liveedit.config import ModelConfig
 from liveedit.distill.checkpoint import load_state
+from liveedit.distill.text_cache import TextCache
 from liveedit.distill.tokenizer import encode_prompts
 from liveedit.errors import CheckpointError
 from liveedit.models.dit import CausalWanDiT
@@ -19,26 +20,39 @@ from liveedit.models.umt5 import UMT5Encoder
 
 
 class Editor(nn.Module):
-    """The DiT and its text encoder, trained together."""
+    """The DiT and its text encoder, trained together; or the DiT alone, with remembered texts.
 
-    def __init__(self, model: ModelConfig) -> None:
+    Args:
+        texts: embeddings of every prompt, instead of an encoder.
+    """
+
+    def __init__(self, model: ModelConfig, texts: TextCache | None = None) -> None:
         super().__init__()
         self.dit = CausalWanDiT(model.dit)
-        self.text = UMT5Encoder(model.text)
+        self.text = UMT5Encoder(model.text) if texts is None else None
+        self.texts = texts
         # The first guess of every velocity is zero.
         nn.init.zeros_(self.dit.head.head.weight)
         if self.dit.head.head.bias is not None:
             nn.init.zeros_(self.dit.head.head.bias)
 
+    def train_text(self, wanted: bool) -> None:
+        """Whether the text encoder, if there is one, learns."""
+        if self.text is not None:
+            self.text.requires_grad_(wanted)
+
     def embed(self, tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
         """[B, text_len, text_dim], zero rows after each prompt."""
         device = self.dit.head.modulation.device
+        if self.texts is not None:
+            return self.texts.embeds(prompts).to(device)
+        assert self.text is not None
         ids, mask = encode_prompts(tokenizer, prompts, self.dit.config.text_len)
         return self.text(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
 
 
 def by_part(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """State dict of an `Editor` as one state dict per network: `dit` and `text`."""
+    """State dict of an `Editor` as one state dict per network: `dit` and, if it has it, `text`."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in flat.items():
         part, _, rest = name.partition(".")
@@ -49,6 +63,11 @@ def by_part(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def joined(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """The inverse of `by_part`."""
     return {f"{part}.{name}": v for part, state in parts.items() for name, v in state.items()}
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights in a checkpoint as an `Editor` names them."""
+    return joined({part: state[part] for part in ("dit", "text") if part in state})
 
 
 def load_mean_weights(

@@ -95,13 +95,15 @@ def save_scene(path: Path, scene: LatentScene) -> None:
 
 
 def load_scene(path: Path) -> LatentScene:
+    """Read what `save_scene` wrote. Pairs of clips go by the name of their source."""
     with np.load(path, allow_pickle=False) as data:
+        edits = json.loads(data["edits"].tobytes())
         return LatentScene(
             source=data["source"],
             targets=data["targets"],
             masks=data["masks"],
-            edits=json.loads(data["edits"].tobytes()),
-            name=path.name,
+            edits=edits,
+            name=edits[0].get("source", path.name) if edits else path.name,
         )
 
 

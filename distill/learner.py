@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,11 +61,12 @@ class Learner:
         self.updates = 0
         self.ema = Ema(module, ema) if ema else None
 
-    def update(self, rate: float) -> float:
+    def update(self, rate: float, where: Callable[[], str] = str) -> float:
         """Apply the gradients that backward passes left, and clear them.
 
         Args:
             rate: learning rate.
+            where: says which step and clips these are, if that is needed.
 
         Returns:
             The norm of the gradients before clipping.
@@ -76,7 +78,7 @@ class Learner:
         total = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if not math.isfinite(norm):
-            raise LiveEditError(f"the norm of the gradients became {norm}")
+            raise LiveEditError(f"the norm of the gradients became {norm} {where()}")
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

@@ -106,6 +106,7 @@ class TrainConfig:
     timestep_shift: float = 1.0  # warps the uniform ones towards noise; 1 leaves them
     loss_weight: LossWeight = "flat"
     train_text: bool = True  # False keeps the text encoder as it is
+    cached_text: bool = False  # prompt embeddings come from disk; the editor has no text encoder
     context_noise: float = 0.1  # Gaussian noise on clean context, standard deviation
     other_context: float = 0.15  # context that carries another edit or none
     far_context: float = 0.3  # first block placed far back in time, as a sink of a long stream
@@ -125,6 +126,8 @@ class TrainConfig:
             raise UsageError("phases is empty")
         if self.precision == "bf16" and self.parallel != "shard":
             raise UsageError('precision "bf16" needs parallel "shard", which works alone as well')
+        if self.cached_text and self.train_text:
+            raise UsageError("cached_text needs train_text false: nothing trains what is cached")
         if self.save_every < 1:
             raise UsageError(f"save_every must be at least 1, got {self.save_every}")
 
@@ -285,6 +288,7 @@ def _large(stage: Stage, source: Literal["paper", "release"]) -> TrainConfig:
         "loss_weight": "bell" if released else "noise",
         "forcing": "released" if released else "teacher_forcing",
         "train_text": False,
+        "cached_text": True,
         "context_noise": 0.0,
         "other_context": 0.0,
         "far_context": 0.0,

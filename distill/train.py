@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import torch
 
 from liveedit.config import from_dict, to_dict
 from liveedit.distill.dmd_trainer import DmdTrainer
-from liveedit.distill.editor import by_part, joined, load_mean_weights
+from liveedit.distill.editor import by_part, joined, load_mean_weights, weights_of
 from liveedit.distill.learner import Learner
 from liveedit.distill.loop import run
-from liveedit.distill.parallel import join, leave
-from liveedit.distill.presets import PRESETS, TrainConfig, preset
+from liveedit.distill.pair_cache import PairCache
+from liveedit.distill.pairs import PairFiles, read_pairs
+from liveedit.distill.presets import PRESETS, Stage, TrainConfig, preset
 from liveedit.distill.stages import flow_loss
+from liveedit.distill.text_cache import fill_text_cache, text_folder
 from liveedit.distill.trainer import Trainer
+from liveedit.distill.watch import together
 from liveedit.errors import UsageError
+from liveedit.export.checkpoints import load_wan_base
 
 
 class FlowTrainer(Trainer):
@@ -29,7 +34,7 @@ class FlowTrainer(Trainer):
     def __init__(self, config: TrainConfig, out: Path) -> None:
         super().__init__(config, out)
         self.editor = self.new_editor()
-        self.editor.text.requires_grad_(config.train_text)
+        self.editor.train_text(config.train_text)
         self.learner = Learner(
             self.editor,
             self.processes,
@@ -47,8 +52,7 @@ class FlowTrainer(Trainer):
         return {**super().state(), **own, **by_part(weights), "ema": by_part(mean)}
 
     def load(self, state: dict[str, Any]) -> None:
-        weights = joined({"dit": state["dit"], "text": state["text"]})
-        self.learner.load({**state, "weights": weights, "ema": joined(state["ema"])})
+        self.learner.load({**state, "weights": weights_of(state), "ema": joined(state["ema"])})
         super().load(state)
 
     def compile(self) -> None:
@@ -66,6 +70,15 @@ class FlowTrainer(Trainer):
         load_mean_weights(self.editor, path, stages=stages, option="--init")
         self.learner.restart_mean()
 
+    def start_from_wan(self, folder: Path) -> None:
+        """Take the base text-to-video model's weights, blind to the source, as the start.
+
+        Raises:
+            CheckpointError: the folder's DiT is not the one that the configuration names.
+        """
+        self.editor.dit.load_state_dict(load_wan_base(folder, self.model.dit))
+        self.learner.restart_mean()
+
     def train_step(self) -> dict[str, float]:
         """One update. Returns the step's figures.
 
@@ -81,25 +94,61 @@ class FlowTrainer(Trainer):
             losses.append(loss)
             logs.append(log)
         figures = self.settle(parts, losses, logs)
-        norm = self.learner.update(rate)
+        norm = self.learner.update(rate, lambda: self.where(parts))
         self.step += 1
         return {**figures, "grad_norm": norm, "lr": rate}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("stage", choices=("foundation", "causal", "dmd"))
-    group = parser.add_mutually_exclusive_group()
-    names = ", ".join(sorted(PRESETS))
-    group.add_argument("--preset", help=f"default tiny-STAGE; there are {names}")
-    group.add_argument("--config", type=Path, help="JSON file instead of a preset")
-    parser.add_argument("--scenes", type=Path, required=True, help="folder of coded scenes")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--init", type=Path, help="checkpoint of an earlier stage to start from")
-    parser.add_argument("--teacher", type=Path, help="dmd: checkpoint of the foundation stage")
-    parser.add_argument("--forcing", choices=("released", "teacher_forcing"))
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
+    """The options of one stage."""
+    names = ", ".join(sorted(n for n, c in PRESETS.items() if stage in (c.stage, n)))
+    what = parser.add_argument_group("what to train").add_mutually_exclusive_group()
+    what.add_argument("--preset", help=f"default tiny-{stage}; for this stage: {names}")
+    what.add_argument("--config", type=Path, help="JSON file instead of a preset")
+    if stage == "causal":
+        parser.add_argument(
+            "--forcing",
+            choices=("released", "teacher_forcing"),
+            help="instead of the preset's: every block noised by itself, or after clean blocks",
+        )
+    data = parser.add_argument_group("data")
+    one = data.add_mutually_exclusive_group(required=True)
+    one.add_argument("--scenes", type=Path, metavar="DIR", help="coded scenes, ready to train on")
+    one.add_argument(
+        "--data",
+        type=Path,
+        metavar="LIST",
+        help="JSON list of {source_path, edited_path, instruction}; see docs/data.md",
+    )
+    data.add_argument(
+        "--cache", type=Path, metavar="DIR", help="coded clips of --data; default LIST.cache"
+    )
+    data.add_argument("--codec", type=Path, metavar="FILE", help="patch codec that codes --data")
+    data.add_argument(
+        "--wan",
+        type=Path,
+        metavar="DIR",
+        help="Wan2.1-T2V-1.3B folder: codes --data"
+        + (", and its DiT is the start" if stage == "foundation" else ""),
+    )
+    start = parser.add_argument_group("start")
+    before = {"foundation": "foundation", "causal": "foundation", "dmd": "causal"}[stage]
+    start.add_argument(
+        "--init", type=Path, metavar="FILE", help=f"latest.pt of a {before} run, to start from"
+    )
+    if stage == "dmd":
+        start.add_argument(
+            "--teacher", type=Path, metavar="FILE", help="latest.pt of a foundation run; needed"
+        )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the run; resumed if it is there"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--compile", action="store_true", help="faster steps, needs a C++ compiler")
-    parser.add_argument("--max-seconds", type=float, default=math.inf)
+    parser.add_argument(
+        "--max-seconds", type=float, default=math.inf, metavar="S", help="then save"
+    )
+    parser.set_defaults(stage=stage)
 
 
 def read_config(options: argparse.Namespace) -> TrainConfig:
@@ -117,48 +166,98 @@ def read_config(options: argparse.Namespace) -> TrainConfig:
             raise UsageError(f"cannot read {options.config}: {error}") from None
         config = from_dict(TrainConfig, data)
     changes = {"stage": options.stage}
-    if options.forcing:
+    if getattr(options, "forcing", None):
         changes["forcing"] = options.forcing
     return from_dict(TrainConfig, {**to_dict(config), **changes})
 
 
 def new_trainer(config: TrainConfig, options: argparse.Namespace) -> FlowTrainer | DmdTrainer:
-    """The trainer of the command line's stage, at its start.
+    """The stage's trainer: where its run in ``--out`` was, or at its start.
 
     Raises:
-        UsageError: a checkpoint is missing on the command line, or one too many is there.
+        UsageError: a run begins, and the weights to start from are not named.
+        CheckpointError: a file is of another stage or of other networks.
     """
-    if config.stage != "dmd":
-        if options.teacher:
-            raise UsageError(f"--teacher is for stage dmd, not for {config.stage}")
-        return FlowTrainer(config, options.out)
-    if options.teacher is None:
-        raise UsageError("stage dmd needs --teacher: latest.pt of a foundation run")
-    trainer = DmdTrainer(config, options.out, options.teacher)
-    if options.init is None and not trainer.path.exists():
+    trainer: FlowTrainer | DmdTrainer
+    if config.stage == "dmd":
+        if options.teacher is None:
+            raise UsageError("stage dmd needs --teacher: latest.pt of a foundation run")
+        trainer = DmdTrainer(config, options.out, options.teacher)
+    else:
+        trainer = FlowTrainer(config, options.out)
+    if trainer.path.exists():
+        trainer.resume()
+        if trainer.processes.first:
+            print(f"resumed {trainer.path} at step {trainer.step}", flush=True)
+    elif options.init:
+        trainer.start_from(options.init)
+    elif config.stage == "dmd":
         raise UsageError("stage dmd needs --init: latest.pt of a causal run, the student's start")
+    elif isinstance(trainer, FlowTrainer) and config.cached_text:
+        if options.wan is None or config.stage != "foundation":
+            raise UsageError(
+                f"{config.model} is too large to start from nothing: stage foundation needs --wan, "
+                "the Wan2.1-T2V-1.3B folder, and stage causal --init, latest.pt of foundation"
+            )
+        trainer.start_from_wan(options.wan)
     return trainer
+
+
+def open_data(
+    trainer: Trainer, pairs: Sequence[PairFiles] | None, options: argparse.Namespace
+) -> None:
+    """Let the trainer read coded scenes; code the pairs that are not yet.
+
+    Raises:
+        UsageError: an option for that is missing, or clips do not match.
+    """
+    config, processes = trainer.config, trainer.processes
+    if pairs is None:
+        if config.cached_text:
+            trainer.texts.folder = text_folder(options.scenes)
+        trainer.open_scenes(options.scenes)
+        return
+    root = options.cache or options.data.with_suffix(".cache")
+    wants_wan = trainer.model.wan_vae is not None
+    if wants_wan and options.wan is None:
+        raise UsageError(f"clips of {config.model} are coded by the Wan VAE: give --wan DIR")
+    if not wants_wan and options.codec is None:
+        raise UsageError(f"clips of {config.model} are coded by its patch codec: give --codec FILE")
+    longest = max(phase.num_latent_frames for phase in config.phases)
+    cache = PairCache(
+        root,
+        trainer.model,
+        trainer.stream,
+        longest,
+        options.wan / "Wan2.1_VAE.pth" if wants_wan else options.codec,
+        processes.device,
+    )
+
+    def progress(done: int, total: int) -> None:
+        if processes.first and done % 20 == 0:
+            print(f"coding clips: {done} of {total} of this process", flush=True)
+
+    names = cache.fill(pairs, processes, progress)
+    if config.cached_text:
+        prompts = [config.dmd.negative_prompt, *(pair.instruction for pair in pairs)]
+        if processes.first:
+            fill_text_cache(root, prompts, options.wan, trainer.model, processes.device)
+        processes.gather(None)
+        # All is there by now: this only finds the place.
+        trainer.texts.folder = fill_text_cache(
+            root, prompts, options.wan, trainer.model, processes.device
+        )
+    trainer.open_scenes(root, names)
 
 
 def main(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     config = read_config(options)
-    join(alone=config.parallel == "shard")
-    trainer = new_trainer(config, options)
-    if trainer.path.exists():
-        trainer.resume()
-        print(f"resumed {trainer.path} at step {trainer.step}", flush=True)
-    elif options.init:
-        trainer.start_from(options.init)
-    if options.compile:
-        trainer.compile()
-    trainer.open_scenes(options.scenes)
-    run(trainer, options.max_seconds)
-    leave()
+    pairs = read_pairs(options.data) if options.data else None
+    with together(alone=config.parallel == "shard"):
+        trainer = new_trainer(config, options)
+        if options.compile:
+            trainer.compile()
+        open_data(trainer, pairs, options)
+        run(trainer, options.max_seconds)
     return 0
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    raise SystemExit(main(parser.parse_args()))

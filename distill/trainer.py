@@ -13,11 +13,18 @@ from torch import Tensor
 
 from liveedit.config import named_config, to_dict
 from liveedit.distill.batches import Batch, draw_batch
-from liveedit.distill.checkpoint import load_state, restore_rng, rng_state, save_state
+from liveedit.distill.checkpoint import (
+    load_state,
+    remove_partials,
+    restore_rng,
+    rng_state,
+    save_state,
+)
 from liveedit.distill.editor import Editor
 from liveedit.distill.latents import LatentScene, SceneFolder, scene_names
 from liveedit.distill.parallel import Processes, shard
 from liveedit.distill.presets import TrainConfig
+from liveedit.distill.text_cache import TextCache
 from liveedit.distill.tokenizer import train_tokenizer
 from liveedit.errors import CheckpointError, LiveEditError, UsageError
 
@@ -48,9 +55,12 @@ class Trainer:
         self.rng = np.random.default_rng(config.seed)
         self.tokenizer = train_tokenizer()
         if self.processes.first:
+            remove_partials(out)
             self.tokenizer.save(str(out / "tokenizer.json"))
         self.step = 0
         self.scenes: Sequence[LatentScene] = ()
+        self.texts = TextCache(self.model.dit.text_len)
+        self._wanted: list[str] | None = None
 
     @property
     def path(self) -> Path:
@@ -65,23 +75,35 @@ class Trainer:
         return self.config.save_every
 
     def new_editor(self) -> Editor:
-        """The networks with the seed's random weights, alike on every process, or sharded."""
+        """The networks with the seed's random weights, alike on every process, or sharded.
+
+        With remembered texts they are too large for that, and wait for the weights of a file.
+        """
         config = self.config
         torch.manual_seed(config.seed)
-        editor = Editor(self.model).to(self.processes.device)
+        with torch.device("meta" if config.cached_text else self.processes.device):
+            editor = Editor(self.model, self.texts if config.cached_text else None)
         editor.dit.gradient_checkpointing = config.gradient_checkpointing
         if config.parallel == "shard":
             shard(editor.dit, editor.dit.blocks, config.precision)
-            shard(editor.text, (), config.precision)
-        return editor
+            if editor.text is not None:
+                shard(editor.text, (), config.precision)
+        return editor.to_empty(device=self.processes.device) if config.cached_text else editor
 
     # Data.
 
-    def open_scenes(self, folder: Path) -> None:
+    def open_scenes(self, folder: Path, names: list[str] | None = None) -> None:
         """Train on a folder of coded scenes, as the first process sees it.
 
         A resumed run goes on with the scenes it had; later ones join at its next save.
+
+        Args:
+            names: the scenes of a list; None takes all there are, and those added later.
+
+        Raises:
+            UsageError: there are none, or some that a resumed run had are gone.
         """
+        self._wanted = names
         if isinstance(self.scenes, SceneFolder):  # resumed
             missing = [n for n in self.scenes.names if not (folder / n).exists()]
             if missing:
@@ -91,15 +113,18 @@ class Trainer:
                 )
             self.scenes = SceneFolder(folder, self.scenes.names)
         else:
-            self.scenes = SceneFolder(folder, self.processes.from_first(self._listed(folder)))
+            self.scenes = SceneFolder(folder, self._now(folder))
 
     def look_for_data(self) -> None:
         """Take up scenes that were added to the folder meanwhile."""
         if isinstance(self.scenes, SceneFolder):
-            self.scenes.names = self.processes.from_first(self._listed(self.scenes.folder))
+            self.scenes.names = self._now(self.scenes.folder)
 
-    def _listed(self, folder: Path) -> list[str]:
-        return scene_names(folder) if self.processes.first else []
+    def _now(self, folder: Path) -> list[str]:
+        names = self._wanted
+        if names is None and self.processes.first:
+            names = scene_names(folder)
+        return list(self.processes.from_first(names))
 
     def draw(self) -> list[Batch]:
         """This process's clips of the next step, in parts that fit the device's memory."""
@@ -133,19 +158,20 @@ class Trainer:
         own = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
         means = self.processes.mean(own)
         if not math.isfinite(means["loss"]):
-            bad = [
-                f"{name}: {prompt!r}"
-                for part, value in zip(parts, values, strict=True)
-                if not math.isfinite(value)
-                for name, prompt in zip(part.names, part.prompts, strict=True)
-            ]
-            named = [text for texts in self.processes.gather(bad) for text in texts]
-            shown = "; ".join(named[:3]) + (f" and {len(named) - 3} more" if named[3:] else "")
-            raise LiveEditError(
-                f"the loss became {means['loss']} at step {self.step}, in clips of {shown}. "
-                f"{self._last_good()}"
-            )
+            bad = [p for p, value in zip(parts, values, strict=True) if not math.isfinite(value)]
+            raise LiveEditError(f"the loss became {means['loss']} {self.where(bad)}")
         return means
+
+    def where(self, parts: Sequence[Batch]) -> str:
+        """The step and these clips of all processes, for a message. Every process must call."""
+        own = [
+            f"{name} ({prompt!r})"
+            for part in parts
+            for name, prompt in zip(part.names, part.prompts, strict=True)
+        ]
+        named = [text for texts in self.processes.gather(own) for text in texts]
+        shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if named[3:] else "")
+        return f"at step {self.step}, in clips of {shown}. {self._last_good()}"
 
     def _last_good(self) -> str:
         if not self.path.exists():
@@ -177,7 +203,11 @@ class Trainer:
             self.scenes = SceneFolder(Path(), state["scenes"])
 
     def save(self) -> None:
-        """Write the checkpoint. Every process takes part."""
+        """Write the checkpoint. Every process takes part.
+
+        Raises:
+            CheckpointError: the disk does not take it; the last one is as it was.
+        """
         state = self.state()
         if self.processes.first:
             save_state(self.path, state)

@@ -22,8 +22,8 @@ from liveedit.config import (
     TextEncoderConfig,
 )
 from liveedit.distill.latents import LatentScene, save_scene
-from liveedit.distill.parallel import join, leave
 from liveedit.distill.presets import PhaseConfig, TrainConfig
+from liveedit.distill.watch import together
 
 CODEC = PatchCodecConfig(width=8, num_blocks=1)
 MODEL = ModelConfig(
@@ -79,11 +79,15 @@ def start(target: Callable[..., None], *args: Any) -> BaseProcess:
     return process
 
 
-def start_two(target: Callable[..., None], *args: Any) -> list[BaseProcess]:
-    """Two processes as torchrun starts them; ``target`` runs in each once they have met."""
+def spare_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+        return int(held.getsockname()[1])
+
+
+def start_two(target: Callable[..., None], *args: Any) -> list[BaseProcess]:
+    """Two processes as torchrun starts them; ``target`` runs in each once they have met."""
+    port = spare_port()
     return [start(_joined, rank, port, target, args) for rank in range(2)]
 
 
@@ -96,6 +100,5 @@ def _joined(rank: int, port: int, target: Callable[..., None], args: tuple[Any, 
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    join()
-    target(*args)
-    leave()
+    with together():
+        target(*args)

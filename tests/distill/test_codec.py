@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -136,4 +137,4 @@ def test_a_foreign_encoder_is_refused(tmp_path: Path) -> None:
 
 def test_negative_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--minutes must not be negative"):
-        codec.main(["--data", str(tmp_path), "--out", str(tmp_path), "--minutes", "-1"])
+        codec.main(argparse.Namespace(data=tmp_path, out=tmp_path, minutes=-1.0, seed=0))
