@@ -135,6 +135,10 @@ def _types(facts: GraphFacts, layers: list[Layer], limits: Limits) -> list[str]:
             found.append(
                 f"the quantised linear {node} has no {' or '.join(EIGHT_BIT)} matrix product"
             )
+    for node in facts.quantised_convolutions:
+        own = [layer for layer in layers if layer.cls == "conv" and node in layer.onnx]
+        if not any(layer.dtype in EIGHT_BIT for layer in own):
+            found.append(f"the quantised convolution {node} is not computed in eight bits")
     return found
 
 

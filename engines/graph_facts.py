@@ -44,6 +44,7 @@ class GraphFacts:
     float_linears: tuple[str, ...]  # of the FP32 islands
     caches: tuple[str, ...]  # outputs of KV updates
     weights_bytes: int  # of the initializers that some node reads, 1 KiB and larger
+    quantised_convolutions: tuple[str, ...] = ()
 
 
 def read_facts(model: onnx.ModelProto) -> GraphFacts:
@@ -72,6 +73,11 @@ def read_facts(model: onnx.ModelProto) -> GraphFacts:
             n.name
             for n in model.graph.node
             if n.op_type in LINEAR and _is_dequantised(n.input[0], producers)
+        ),
+        quantised_convolutions=tuple(
+            n.name
+            for n in model.graph.node
+            if n.op_type == "Conv" and _is_dequantised(n.input[0], producers)
         ),
         float_linears=tuple(
             n.name for n in model.graph.node if n.op_type in LINEAR and floats & set(n.input)
