@@ -148,8 +148,10 @@ def together(*, alone: bool = False) -> Iterator[Processes]:
         yield processes
         processes.gather(None)  # nobody leaves while another one needs him
     except BaseException as error:
-        if watch is not None:
-            watch.close(error)
+        if watch is None:
+            leave()
+        else:
+            watch.close(error)  # no leaving: that would wait for the one that failed
         raise
     if watch is not None:
         watch.close(None)

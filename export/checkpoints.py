@@ -167,7 +167,13 @@ def plain_names(state: Mapping[str, Tensor], source: Path | str) -> State:
 
 
 def _weight_set(data: Mapping[str, Any], ema: bool, path: Path) -> State:
-    """The generator of a training save, or the file itself where it is a bare state dict."""
+    """The generator of a training save, or the file itself where it is a bare state dict.
+
+    Of `liveedit train`'s saves the averaged weights are taken, which are what it is judged by.
+    """
+    averaged = data.get("ema")
+    if isinstance(averaged, Mapping) and isinstance(averaged.get("dit"), Mapping):
+        return _tensors(averaged["dit"], path)
     sets = [name for name in ("generator", "generator_ema") if name in data]
     if not sets:
         if ema:
