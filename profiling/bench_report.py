@@ -47,7 +47,7 @@ def text_report(record: Record) -> str:
     lines = [
         f"{record.part}",
         f"  end to end {f['fps'].value:.2f} FPS ({f['fps'].p99:.2f} in the slowest chunks)   "
-        f"DiT only {f['fps_dit_only'].value:.2f} FPS   {chunk.count} chunks",
+        f"DiT only {_value(record, 'fps_dit_only', '.2f')} FPS   {chunk.count} chunks",
         f"  included: {record.configuration['included']}",
         "",
         text_table(("stage", "p50 ms", "p95", "p99", "share"), stage_rows(record)),
@@ -58,7 +58,7 @@ def text_report(record: Record) -> str:
         f"  kept tokens in pruned passes: {f['realised_keep'].value:.1%} "
         f"(asked: keep {record.configuration['keep']:g}, {record.configuration['mask']})",
         f"  DiT {f['dit_gflop_per_chunk'].value:.2f} GFLOP per chunk at "
-        f"{f['dit_gflop_per_s'].value:.1f} GFLOP/s; codec "
+        f"{_value(record, 'dit_gflop_per_s', '.1f')} GFLOP/s; codec "
         f"{f['codec_gflop_per_chunk'].value:.2f} GFLOP per chunk",
         f"  memory: buffers {f['memory_predicted_buffers'].value:.1f} MB + weights "
         f"{f['memory_predicted_weights'].value:.1f} MB predicted, "
@@ -67,6 +67,12 @@ def text_report(record: Record) -> str:
     extra = [name for name in f if name.startswith(("host.", "pass_speed.", "reference."))]
     lines += [f"  {name}: {_figure(f[name])}" for name in extra]
     return "\n".join(lines)
+
+
+def _value(record: Record, name: str, form: str) -> str:
+    """A figure that only some backends can have."""
+    figure = record.figures.get(name)
+    return "-" if figure is None else format(figure.value, form)
 
 
 def _figure(figure: Figure) -> str:
@@ -85,7 +91,7 @@ def _summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
             r.part,
             f"{r.figures['fps'].value:.2f}",
             f"{r.figures['fps'].p99:.2f}",
-            f"{r.figures['fps_dit_only'].value:.2f}",
+            _value(r, "fps_dit_only", ".2f"),
             f"{r.figures['chunk_ms'].value:.1f}",
             f"{r.figures['realised_keep'].value:.1%}",
         )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from liveedit.config import (
     LIVEEDIT_1_3B,
@@ -46,6 +46,10 @@ from liveedit.profiling.records import (
 )
 from liveedit.profiling.reference_speed import ReferenceMode, times_ms, torch_pass
 from liveedit.profiling.text_table import text_table
+
+if TYPE_CHECKING:
+    from liveedit.profiling.bench_case import Case
+    from liveedit.runtime.backend import Frames
 
 Figures = dict[str, Figure]
 
@@ -225,41 +229,53 @@ def kernel_times(s: Setting) -> Figures:
 
 def backends(s: Setting) -> Figures:
     """Every backend that loads, end to end on the given bundle; parity with ONNX Runtime's CPU."""
-    import numpy as np
-
-    from liveedit.profiling.bench_case import Case, run_case
-    from liveedit.profiling.frames import moving_square
-    from liveedit.profiling.prompting import give_prompt
-    from liveedit.runtime.backends import BACKENDS
-    from liveedit.runtime.mask_cache import MaskCachePolicy
-    from liveedit.runtime.stream import StreamEditor
+    from liveedit.profiling.bench_case import Case
+    from liveedit.runtime.backends import GPU_BACKENDS
 
     if s.bundle is None:
         raise UsageError("no bundle was given; add one: gpu_suite.sh OUT BUNDLE")
-    chunks = 2 if s.dry else 30
-    out: Figures = {}
-    expected: Any = None
-    for name in ("onnxruntime", *(b for b in BACKENDS if b not in ("onnxruntime", "null"))):
-        try:
-            result = run_case(
-                Case(bundle=s.bundle, backend=name, chunks=chunks, warmup=1 if s.dry else None)
-            )
-            with StreamEditor.open(
-                s.bundle, backend=name, mask_cache=MaskCachePolicy(mode="off")
-            ) as editor:
-                give_prompt(editor, "a", result.precision)
-                source = moving_square(24, editor.height_px, editor.width_px)
-                frames = np.concatenate([c.frames for c in editor.push(source)])
-        except LiveEditError as error:
-            print(f"{name}: {error}")
-            continue
-        out[f"{name}.fps"] = single(result.fps, "frame/s", "higher")
-        out[f"{name}.chunk_ms"] = distribution([c.ms for c in result.chunks], "ms", "lower")
-        if expected is None:
-            expected = frames.astype(np.int16)
-        difference = float(np.abs(frames.astype(np.int16) - expected).max())
-        out[f"{name}.largest_difference"] = single(difference, "of 255", "lower")
+    case = Case(bundle=s.bundle, chunks=2 if s.dry else 30, warmup=1 if s.dry else None)
+    out, expected = _backend_figures("onnxruntime", case, None)
+    for name in GPU_BACKENDS:
+        for graphs, overlap in ((True, True), (False, True), (True, False), (False, False)):
+            label = name + ("" if graphs else ".no-graphs") + ("" if overlap else ".serial")
+            mine = replace(case, backend=name, cuda_graphs=graphs, overlap=overlap)
+            try:
+                out |= _backend_figures(label, mine, expected)[0]
+            except LiveEditError as error:
+                print(f"{label}: {error}")
+                break  # the others would say the same
     return out
+
+
+def _backend_figures(label: str, case: Case, expected: Frames | None) -> tuple[Figures, Frames]:
+    """Speed of a case, and how its frames differ from those expected. Also those frames."""
+    import numpy as np
+
+    from liveedit.profiling.bench_case import run_case
+    from liveedit.profiling.frames import moving_square
+    from liveedit.profiling.prompting import give_prompt
+    from liveedit.runtime.mask_cache import MaskCachePolicy
+    from liveedit.runtime.stream import StreamEditor
+
+    result = run_case(case)
+    with StreamEditor.open(
+        case.bundle,
+        backend=case.backend,
+        overlap=case.overlap,
+        cuda_graphs=case.cuda_graphs,
+        mask_cache=MaskCachePolicy(mode="off"),
+    ) as editor:
+        give_prompt(editor, "a", result.precision)
+        source = moving_square(24, editor.height_px, editor.width_px)
+        frames = np.concatenate([c.frames for c in editor.push(source) + editor.flush()])
+    difference = np.abs(frames.astype(np.int16) - (frames if expected is None else expected))
+    return {
+        f"{label}.fps": single(result.fps, "frame/s", "higher"),
+        f"{label}.chunk_ms": distribution([c.ms for c in result.chunks], "ms", "lower"),
+        f"{label}.largest_difference": single(float(difference.max()), "of 255", "lower"),
+        f"{label}.mean_difference": single(float(difference.mean()), "of 255", "lower"),
+    }, frames
 
 
 @dataclass(frozen=True)

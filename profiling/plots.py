@@ -72,7 +72,9 @@ def fps_against_keep(records: Sequence[Record], path: Path) -> Path:
         group = sorted(group, key=lambda r: r.figures["realised_keep"].value)
         x = [100 * r.figures["realised_keep"].value for r in group]
         for name, style, what in (("fps", "-", "end to end"), ("fps_dit_only", "--", "DiT only")):
-            f = [r.figures[name] for r in group]
+            f = [r.figures[name] for r in group if name in r.figures]
+            if len(f) < len(group):
+                continue
             axis.errorbar(
                 x,
                 [v.value for v in f],

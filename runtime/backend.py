@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from liveedit.bundle import DType, GraphSpec
 from liveedit.runtime.kv_cache import KVCache
 from liveedit.runtime.mask_cache import TokenChoice
 from liveedit.runtime.rope import RotaryTable
+
+if TYPE_CHECKING:
+    from liveedit.runtime.device_frames import ForeignFrames, LentFrames
 
 Array = npt.NDArray[Any]
 Frames = npt.NDArray[np.uint8]
@@ -53,10 +56,10 @@ class ChunkOutput(Protocol):
     def results(self) -> Mapping[str, Array]:
         """The `result` region as `fetch_results` found it; waits for it. Not to be kept."""
 
-    def frames(self, start: int, stop: int) -> Frames:
+    def frames(self, start: int, stop: int) -> Frames | LentFrames:
         """Frames ``start`` to ``stop`` of those that `fetch_frames` put here; waits for them.
 
-        The caller's to keep, also after `release`.
+        The caller's to keep, also after `release`. On the device, if the backend leaves them there.
         """
 
     def release(self) -> None:
@@ -69,6 +72,7 @@ class Backend(Protocol):
     name: str
     depth: int  # 1 or 2: chunks that may be queued before the first of them must be collected
     immediate: bool  # everything is done when its call returns
+    on_device: bool  # `stage_frame` takes frames in a device's memory
 
     def alloc(
         self, buffer: str, dtype: DType, shape: tuple[int, ...], region: Region = "state"
@@ -128,8 +132,15 @@ class Backend(Protocol):
     def read(self, buffer: str) -> Array:
         """Buffer to host, read only, valid until the next run. Waits. Not on the hot path."""
 
+    def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> None:
+        """Take one frame on the device as number ``index`` of the next `write_frames`.
+
+        Ordered after what its owner has queued on it, and before what it queues next. ``keep``: a
+        frame of the ring that also gets it.
+        """
+
     def write_frames(self, buffer: str, frames: Frames) -> None:
-        """uint8 [n, H, W, 3] of the frame ring to real [1, 3, n, H, W].
+        """uint8 [n, H, W, 3] of the frame ring to real [1, 3, n, H, W], but those staged.
 
         ``frames`` must stay as they are until the chunk they belong to was collected.
         """

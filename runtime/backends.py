@@ -10,6 +10,8 @@ from pathlib import Path
 from liveedit.bundle import Manifest
 from liveedit.errors import BackendError, UsageError
 from liveedit.runtime.backend import Backend
+from liveedit.runtime.device import Device
+from liveedit.runtime.device_engine import EngineLoader
 from liveedit.runtime.graphs import choose_precision
 
 AUTO = "auto"  # plans, if the bundle holds any, else ONNX Runtime on the CPU
@@ -25,6 +27,7 @@ class Opening:
     threads: int | None = None
     overlap: bool = True
     graphs: bool = True
+    leave_frames: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -39,17 +42,14 @@ def _onnxruntime(opening: Opening) -> Backend:
 
 def _onnxruntime_cuda(opening: Opening) -> Backend:
     from liveedit.runtime.cuda_device import CudaDevice
-    from liveedit.runtime.device_backend import DeviceBackend
     from liveedit.runtime.onnx_device import OnnxCudaLoader
 
-    loader = OnnxCudaLoader()
-    return DeviceBackend(CudaDevice(), loader, overlap=opening.overlap, graphs=opening.graphs)
+    return _on_device(CudaDevice(), OnnxCudaLoader(), opening)
 
 
 def _tensorrt(flavour: str) -> Callable[[Opening], Backend]:
     def make(opening: Opening) -> Backend:
         from liveedit.runtime.cuda_device import CudaDevice
-        from liveedit.runtime.device_backend import DeviceBackend
 
         # Plans and their checks are of `liveedit.engines`, which lies above this package.
         engines = importlib.import_module("liveedit.engines.plan_loader")
@@ -57,9 +57,21 @@ def _tensorrt(flavour: str) -> Callable[[Opening], Backend]:
         loader = engines.PlanLoader.open(
             device, opening.root, opening.manifest, opening.precision, flavour
         )
-        return DeviceBackend(device, loader, overlap=opening.overlap, graphs=opening.graphs)
+        return _on_device(device, loader, opening)
 
     return make
+
+
+def _on_device(device: Device, loader: EngineLoader, opening: Opening) -> Backend:
+    from liveedit.runtime.device_backend import DeviceBackend
+
+    return DeviceBackend(
+        device,
+        loader,
+        overlap=opening.overlap,
+        graphs=opening.graphs,
+        leave_frames=opening.leave_frames,
+    )
 
 
 def _null(opening: Opening) -> Backend:
@@ -124,4 +136,6 @@ def open_backend(name: str, opening: Opening) -> Backend:
     check_backend(name)
     if opening.threads is not None and name in GPU_BACKENDS:
         raise UsageError(f"threads are of the backend onnxruntime; {name} has none")
+    if opening.leave_frames and name not in GPU_BACKENDS:
+        raise UsageError(f"device_frames need a GPU backend, not {name}")
     return _MAKERS[name](opening)

@@ -180,9 +180,11 @@ class CudaGraph:
 class CudaStream:
     """A stream that does not wait for the default one."""
 
-    def __init__(self, api: Api, kernels: ctypes.CDLL) -> None:
+    def __init__(self, api: Api, kernels: ctypes.CDLL, stream: Any = None) -> None:
         self._api, self._kernels = api, kernels
-        self._stream = api("cudaStreamCreateWithFlags", api.module.cudaStreamNonBlocking)
+        if stream is None:
+            stream = api("cudaStreamCreateWithFlags", api.module.cudaStreamNonBlocking)
+        self._stream = stream
         self.handle = int(self._stream)
         self._any = api.module.cudaMemcpyKind.cudaMemcpyDefault
 
@@ -263,6 +265,9 @@ class CudaDevice:
 
     def stream(self) -> CudaStream:
         return CudaStream(self._api, self._kernels)
+
+    def foreign_stream(self, handle: int) -> CudaStream:
+        return CudaStream(self._api, self._kernels, handle)
 
     def event(self) -> CudaEvent:
         return CudaEvent(self._api)

@@ -111,6 +111,9 @@ class Device(Protocol):
 
     def event(self) -> Event: ...
 
+    def foreign_stream(self, handle: int) -> Stream:
+        """A stream of another library of this process. Not to be closed."""
+
     def scratch_bytes(self, name: str, *sizes: int) -> int:
         """A function ``liveedit_NAME_scratch`` of the kernel library."""
 

@@ -33,7 +33,8 @@ from liveedit.runtime.backend import (
 )
 from liveedit.runtime.device import Device, Event, Graph, Memory, Pinned, Stream
 from liveedit.runtime.device_engine import DeviceEngine, EngineLoader, Placed, aligned
-from liveedit.runtime.frame_slots import FrameSlot, FrameSlots, ResultField
+from liveedit.runtime.device_frames import ForeignFrames
+from liveedit.runtime.frame_slots import MOST_LENT, FrameSlot, FrameSlots, ResultField
 from liveedit.runtime.kernels import DTYPE_CODES
 from liveedit.runtime.kv_cache import KVCache
 from liveedit.runtime.mask_cache import TokenChoice, round_bfloat16
@@ -92,6 +93,7 @@ class DeviceBackend:
     """`Backend` on a `Device` with the engines of an `EngineLoader`. Owns both."""
 
     immediate = False
+    on_device = True
 
     def __init__(
         self,
@@ -100,10 +102,15 @@ class DeviceBackend:
         *,
         overlap: bool = True,
         graphs: bool = True,
-        name: str | None = None,
+        leave_frames: bool = False,
     ) -> None:
-        """``graphs``: capture what repeats, where the engines allow it."""
-        self.name = name or loader.name
+        """``graphs``: capture what repeats, where the engines allow it.
+
+        ``leave_frames``: edited frames stay on the device, as `LentFrames`.
+        """
+        self.name = loader.name
+        self._leave_frames = leave_frames
+        self._staged: set[int] = set()
         self.depth = 2 if overlap else 1
         self.counts: Counter[str] = Counter()
         self._device, self._loader = device, loader
@@ -209,6 +216,10 @@ class DeviceBackend:
             for name in ("own.frames_in", "own.frames_out"):
                 self.alloc(name, "uint8", (most, height, width, 3))
             self.alloc("own.pixels", dtype, (256,))
+            if self._leave_frames:
+                decoded = [n for g, n in self._frames.items() if g.startswith("decode_")]
+                count = self._specs["importance"][1][0] * max(decoded)
+                self.alloc("own.edited", "uint8", (self.depth + MOST_LENT, count, height, width, 3))
         if "importance" in self._specs:
             F, h, w = self._specs["importance"][1]
             scratch = self._device.scratch_bytes
@@ -246,6 +257,7 @@ class DeviceBackend:
             num_parts=latents,
             height=shape[1],
             width=shape[2],
+            device_frames=self._at.get("own.edited"),
         )
 
     def address(self, buffer: str) -> int:
@@ -326,13 +338,42 @@ class DeviceBackend:
             return bits.view(np.float32).reshape(shape)
         return raw.view(dtype).reshape(shape)
 
+    def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> None:
+        assert self._ring is not None
+        size = math.prod(frame.shape)
+        with self._in["encode"]:
+            if frame.stream is not None:
+                theirs = self._device.foreign_stream(frame.stream)
+                self._order(theirs, self.stream)
+            self.stream.copy(self._at["own.frames_in"] + index * size, frame.address, size)
+            if keep is not None:
+                pinned, _ = self._ring
+                offset = keep.ctypes.data - pinned.address
+                self.stream.download(pinned, offset, frame.address, size)
+            if frame.stream is not None:
+                self._order(self.stream, theirs)
+        self._staged.add(index)
+
+    def _order(self, first: Stream, then: Stream) -> None:
+        """What ``then`` does next comes after all that ``first`` was given."""
+        if "foreign" not in self._events:
+            self._events["foreign"] = self._device.event()
+        event = self._events["foreign"]
+        first.record(event)
+        then.wait(event)
+
     def write_frames(self, buffer: str, frames: Frames) -> None:
         assert self._ring is not None
         pinned, _ = self._ring
         offset = frames.ctypes.data - pinned.address
         assert 0 <= offset <= pinned.nbytes - frames.nbytes, "frames must lie in the ring"
-        to = self._at["own.frames_in"]
-        self.stream.upload(to, pinned, offset, frames.nbytes)
+        to, size = self._at["own.frames_in"], frames[0].nbytes
+        if not self._staged:
+            self.stream.upload(to, pinned, offset, frames.nbytes)
+        else:
+            for i in set(range(len(frames))) - self._staged:
+                self.stream.upload(to + i * size, pinned, offset + i * size, size)
+            self._staged.clear()
         code = DTYPE_CODES[self._specs[buffer][0]]
         self.stream.launch(
             "frames_in", to, self._at["own.pixels"], self._at[buffer], frames.size // 3, code

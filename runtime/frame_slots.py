@@ -9,8 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from liveedit.errors import UsageError
 from liveedit.runtime.backend import Array, Frames
 from liveedit.runtime.device import Device, Event, Pinned, Stream
+from liveedit.runtime.device_frames import LentFrames
+
+# Chunks whose frames a caller can hold on the device: a flush returns up to three at once. On the
+# host what is more is copied.
+MOST_LENT = 4
 
 
 @dataclass(frozen=True)
@@ -33,16 +39,18 @@ class _Lease:
         slot.lent += 1
 
     def __del__(self) -> None:
-        self._slot.lent -= 1
-        self._slot.let_go()
+        self._slot._returned()
 
 
 class FrameSlot:
     """Pinned room for one chunk: its `result` region and its frames, with their events."""
 
-    def __init__(self, slots: FrameSlots, device: Device) -> None:
+    def __init__(self, slots: FrameSlots, device: Device, number: int) -> None:
         self._slots = slots
-        self._pinned: Pinned = device.alloc_pinned(slots.frames_at + slots.frames_bytes)
+        # Frames that stay on the device need no room here.
+        self._on_device = slots.device_frames and slots.device_frames + number * slots.frames_bytes
+        frames_bytes = 0 if self._on_device else slots.frames_bytes
+        self._pinned: Pinned = device.alloc_pinned(slots.frames_at + frames_bytes)
         self._results_event: Event = device.event()
         self._events: list[Event] = [device.event() for _ in range(slots.num_parts)]
         self._stops: list[int] = []
@@ -57,7 +65,12 @@ class FrameSlot:
 
     def take_frames(self, stream: Stream, address: int, start: int, count: int) -> None:
         size = self._slots.frame_bytes
-        stream.download(self._pinned, self._slots.frames_at + start * size, address, count * size)
+        if self._on_device:
+            stream.copy(self._on_device + start * size, address, count * size)
+        else:
+            stream.download(
+                self._pinned, self._slots.frames_at + start * size, address, count * size
+            )
         stream.record(self._events[len(self._stops)])
         self._stops.append(start + count)
 
@@ -71,18 +84,38 @@ class FrameSlot:
             for name, f in self._slots.fields.items()
         }
 
-    def frames(self, start: int, stop: int) -> Frames:
+    def frames(self, start: int, stop: int) -> Frames | LentFrames:
         slots, begin = self._slots, 0
         for event, end in zip(self._events, self._stops, strict=False):
             if begin < stop and start < end:
                 event.wait()
             begin = end
         at, size = slots.frames_at, slots.frame_bytes
+        if self._on_device:
+            return self._lend(start, stop)
         raw = self._pinned.array(at + start * size, (stop - start) * size)
         frames = raw.reshape(stop - start, slots.height, slots.width, 3)
         if not slots.can_lend(self):
             return frames.copy()
         return np.asarray(_Lease(self, frames))
+
+    def _lend(self, start: int, stop: int) -> LentFrames:
+        slots = self._slots
+        assert self._on_device
+        if not slots.can_lend(self):
+            raise UsageError(
+                f"the frames of {slots.num_lent} chunks are still held, and more do not fit on "
+                "the device. Let go of them, or copy them, before the next push."
+            )
+        self.holders += 1
+        self.lent += 1
+        address = self._on_device + start * slots.frame_bytes
+        shape = (stop - start, slots.height, slots.width, 3)
+        return LentFrames(address, shape, self._returned)
+
+    def _returned(self) -> None:
+        self.lent -= 1
+        self.let_go()
 
     def release(self) -> None:
         # Frames that a flush has made up were never asked for, but still arrive here.
@@ -124,8 +157,14 @@ class FrameSlots:
         num_parts: int,
         height: int,
         width: int,
+        device_frames: int | None = None,
     ) -> None:
-        """``depth`` chunks on their way at a time, each in ``num_parts`` copies of frames."""
+        """``depth`` chunks on their way at a time, each in ``num_parts`` copies of frames.
+
+        ``device_frames``: where ``depth + MOST_LENT`` chunks stay on the device, if they do.
+        """
+        self.device_frames = device_frames
+        self.num_lent = MOST_LENT if device_frames else 2
         self.fields = fields
         self.results_bytes = results_bytes
         self.frames_at = -(-results_bytes // 256) * 256
@@ -134,13 +173,12 @@ class FrameSlots:
         self.frames_bytes = num_frames * self.frame_bytes
         self.num_parts = num_parts
         self._closed = False
-        # Two more than can be on their way: what the caller holds of the last chunk, and the next.
-        self._all = [FrameSlot(self, device) for _ in range(depth + 2)]
+        self._all = [FrameSlot(self, device, number) for number in range(depth + self.num_lent)]
         self._free = list(self._all)
 
     def can_lend(self, slot: FrameSlot) -> bool:
         """Whether an array may show the slot; else it must be copied, or none would be left."""
-        return bool(slot.lent) or sum(bool(s.lent) for s in self._all) < 2
+        return bool(slot.lent) or sum(bool(s.lent) for s in self._all) < self.num_lent
 
     def open(self) -> FrameSlot:
         """A slot of the caller's, until it lets go."""

@@ -188,8 +188,8 @@ class HostStream:
         self.device.counts["copy"] += 1
 
         def run() -> None:
-            for row in range(rows):
-                self.device.do(ctypes.memmove, dst + row * dst_pitch, src + row * src_pitch, width)
+            for row in range(rows if self.device.computes else 0):
+                ctypes.memmove(dst + row * dst_pitch, src + row * src_pitch, width)
 
         self.queue(run)
 
@@ -259,6 +259,7 @@ class HostDevice:
     ) -> None:
         """``library``: of `load_kernels`, the host twin; None queues, but does nothing."""
         self._library = library
+        self.computes = library is not None
         self._left = memory_bytes
         self.order = order
         self.counts: Counter[str] = Counter()
@@ -295,6 +296,9 @@ class HostDevice:
         self._streams.append(stream)
         return stream
 
+    def foreign_stream(self, handle: int) -> HostStream:
+        return self._streams[handle]
+
     def event(self) -> HostEvent:
         self.counts["events"] += 1
         return HostEvent(self)
@@ -311,7 +315,7 @@ class HostDevice:
 
     def do(self, work: Callable[..., object], *arguments: int) -> None:
         """Touch memory, unless this device only counts."""
-        if self._library is not None:
+        if self.computes:
             work(*arguments)
 
     def kernel(self, name: str, arguments: Sequence[Any]) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from liveedit.runtime.backend import Array, Frames, Stage
+from liveedit.runtime.device_frames import ForeignFrames
 
 _HERE: AbstractContextManager[None] = nullcontext()
 
@@ -34,6 +35,7 @@ class HostOrder:
 
     depth = 1
     immediate = True
+    on_device = False
     _size = (0, 0)
     _pixel_range = (0.0, 1.0)
 
@@ -48,6 +50,9 @@ class HostOrder:
 
     def output(self, num_frames: int) -> HostOutput:
         return HostOutput(num_frames, *self._size)
+
+    def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> None:
+        raise AssertionError("frames on a device were let through")
 
     def stage(self, stage: Stage) -> AbstractContextManager[None]:
         return _HERE

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,15 @@ from liveedit.runtime.backend import OUTCOMES, Backend, ChunkOutput, Frames, OnN
 from liveedit.runtime.backends import Opening, open_backend, resolve
 from liveedit.runtime.codec import StreamingCodec
 from liveedit.runtime.denoiser import Denoiser
+from liveedit.runtime.device_frames import ForeignFrames, take_frames
 from liveedit.runtime.graphs import BundleGraphs, verify_files
 from liveedit.runtime.mask_cache import MaskCachePolicy
 from liveedit.runtime.prompt import PromptEncoder
 from liveedit.runtime.tracing import NULL_TRACER, Tracer
 
 Numbers = TypeVar("Numbers", int, npt.NDArray[np.int64])
-OnFrames = Callable[[int, Frames], None]
+OnFrames = Callable[[int, Any], None]  # frames as in `EditedChunk`
+Frame = npt.NDArray[np.uint8] | ForeignFrames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class EditedChunk:
 
     index: int
     first_frame: int
-    frames: Frames  # [n, H, W, 3] uint8
+    frames: Frames  # [n, H, W, 3] uint8; `LentFrames` where they stay on the device
     latent_rows: npt.NDArray[np.int64]  # [n]: the latent frame in [0, F) that shows each frame
     importance: npt.NDArray[np.float32]  # [F, h, w] in [0, 1]: how much each latent pixel changed
     peak_change: float  # mean squared latent difference where importance is 1
@@ -100,6 +102,7 @@ class StreamEditor:
         self._backend: Backend | None = backend
         self._num_frames = manifest.stream.num_frame_per_block
         self._on_frames = on_frames
+        self._on_non_finite = on_non_finite
         self._tracer = tracer
         self._range = tracer.range("stream", backend=backend.name)
         self._range.__enter__()
@@ -137,7 +140,7 @@ class StreamEditor:
         size = manifest.codec.encode_next_frames
         self._shift = -manifest.codec.encode_first_frames % size
         self._source_frames = backend.frame_ring(
-            (backend.depth + 1) * self._num_frames * size,
+            (backend.depth + 2) * self._num_frames * size,
             self.height_px,
             self.width_px,
             (manifest.pixel_range[0], manifest.pixel_range[1]),
@@ -145,6 +148,7 @@ class StreamEditor:
         backend.start()
         self._denoiser.start()
         self._has_prompt = False
+        self._last_foreign: ForeignFrames | None = None
         self._at = Position()
         self._submitted: deque[Submitted] = deque()
         self._kept = self._denoiser.choice.full.kept
@@ -162,6 +166,7 @@ class StreamEditor:
         verify: bool = True,
         overlap: bool = True,
         cuda_graphs: bool = True,
+        device_frames: bool = False,
         on_non_finite: OnNonFinite = "stop",
         on_frames: OnFrames | None = None,
         tracer: Tracer = NULL_TRACER,
@@ -181,6 +186,8 @@ class StreamEditor:
             overlap: on a GPU, work on three chunks at a time. A chunk is then returned when the
                 next one has been pushed, or by `flush`.
             cuda_graphs: on a GPU, capture each half of a chunk and replay it.
+            device_frames: leave edited frames on the GPU: `LentFrames`, which other libraries read
+                through ``__cuda_array_interface__``.
             on_non_finite: what to do with a chunk whose latent is not finite: `stop` raises,
                 `last-good` repeats the preceding chunk's latent, `passthrough` hands out the
                 source frames.
@@ -199,6 +206,8 @@ class StreamEditor:
         backend, precision = resolve(root, manifest, backend, precision)
         if on_non_finite not in OUTCOMES:
             raise UsageError(f"on_non_finite {on_non_finite!r}; there are {', '.join(OUTCOMES)}")
+        if device_frames and on_non_finite == "passthrough":
+            raise UsageError("passthrough hands out host frames; device_frames cannot be with it")
         opening = Opening(
             root=root,
             manifest=manifest,
@@ -206,6 +215,7 @@ class StreamEditor:
             threads=threads,
             overlap=overlap and on_frames is None,
             graphs=cuda_graphs,
+            leave_frames=device_frames,
         )
         if verify:
             verify_files(root, manifest, precision)
@@ -279,22 +289,42 @@ class StreamEditor:
         self._has_prompt = True
         return self._denoiser.chunk
 
+    def frame_room(self, count: int) -> Frames:
+        """Where the next frames to push will lie: what is filled and pushed there is not copied.
+
+        Args:
+            count: how many are wanted.
+
+        Returns:
+            uint8 [n, H, W, 3], 1 <= n <= ``count``: no more than a chunk and what lies in one
+            piece. Valid until the next push.
+
+        Raises:
+            UsageError: ``count`` is not positive, or the editor is closed.
+        """
+        self._check_open()
+        if count < 1:
+            raise UsageError(f"frame_room needs a count of at least 1, got {count}")
+        ring, slot = self._source_frames, self._slots(self._at.num_fed)
+        return ring[slot : slot + min(count, len(ring) // (self._depth + 2))]
+
     def push(self, frames: Frames) -> list[EditedChunk]:
         """Add source frames. Returns the chunks that they complete, often none.
 
         Args:
-            frames: uint8 [n, H, W, 3] RGB, any n.
+            frames: uint8 [n, H, W, 3] RGB, any n: an array, anything with ``__dlpack__`` in host
+                memory, or, on a GPU backend, anything with ``__cuda_array_interface__``.
 
         Raises:
             UsageError: wrong shape or type, no prompt yet, flushed or closed.
             StreamError: a latent is not finite and the policy is `stop`.
             BackendError: the backend stopped.
         """
-        self._ready_to_push(frames)
+        taken = self._ready_to_push(frames)
         chunks: list[EditedChunk] = []
-        for frame in frames:
+        for number in range(len(taken)):
             self._at.num_in += 1
-            if not self._advance(frame, chunks):
+            if not self._advance(taken[number], chunks):
                 break
         return chunks
 
@@ -310,7 +340,9 @@ class StreamEditor:
         """
         self._check_open()
         chunks: list[EditedChunk] = []
-        last = self._source_frames[self._slots(self._at.num_in - 1)].copy()
+        last: Frame = self._last_foreign or (
+            self._source_frames[self._slots(self._at.num_in - 1)].copy()
+        )
         while self._at.num_due < self._at.num_in:
             if not self._advance(last, chunks):
                 return chunks
@@ -348,7 +380,7 @@ class StreamEditor:
     ) -> None:
         self.close()
 
-    def _advance(self, frame: npt.NDArray[np.uint8], chunks: list[EditedChunk]) -> bool:
+    def _advance(self, frame: Frame, chunks: list[EditedChunk]) -> bool:
         """Add one frame, and to ``chunks`` the chunk that is due with it.
 
         If that fails after others were finished, it returns False, so that those are handed out
@@ -478,12 +510,21 @@ class StreamEditor:
         if recovered == "passthrough":
             numbers = np.arange(chunk.first_frame + start, chunk.first_frame + stop)
             return self._source_frames[self._slots(numbers)]
-        return chunk.out.frames(start, stop)
+        return cast(Frames, chunk.out.frames(start, stop))
 
-    def _feed(self, frame: npt.NDArray[np.uint8]) -> bool:
+    def _feed(self, frame: Frame) -> bool:
         """Add one frame; encode a full group. True when the chunk's source latent is complete."""
         slot = self._slots(self._at.num_fed)
-        self._source_frames[slot] = frame
+        room = self._source_frames[slot]
+        if isinstance(frame, ForeignFrames):
+            assert self._backend is not None
+            keep = room if self._on_non_finite == "passthrough" else None
+            self._backend.stage_frame(self._at.num_grouped, frame, keep)
+            self._last_foreign = frame
+        else:
+            self._last_foreign = None
+            if frame.__array_interface__["data"] != room.__array_interface__["data"]:
+                room[...] = frame
         self._at.num_fed += 1
         self._at.num_grouped += 1
         if self._at.num_grouped < self._codec.group_frames:
@@ -501,20 +542,16 @@ class StreamEditor:
 
     # What a caller can get wrong
 
-    def _ready_to_push(self, frames: Frames) -> None:
+    def _ready_to_push(self, frames: Frames) -> Frames | ForeignFrames:
         self._check_open()
-        expected = (self.height_px, self.width_px, 3)
-        shape = getattr(frames, "shape", ())
-        dtype = getattr(frames, "dtype", type(frames).__name__)
-        if dtype != np.uint8 or len(shape) != 4 or shape[1:] != expected:
-            raise UsageError(
-                f"frames are {dtype} {list(shape)}; this bundle takes uint8 "
-                f"[n, {expected[0]}, {expected[1]}, 3]"
-            )
+        assert self._backend is not None
+        on_device = self._backend.on_device
+        taken = take_frames(frames, self.height_px, self.width_px, on_device=on_device)
         if not self._has_prompt:
             raise UsageError("no prompt yet; call set_prompt before push")
         if self._at.flushed:
             raise UsageError("the stream was flushed; call reset to start another")
+        return taken
 
     def _check_open(self, *, failed_too: bool = False) -> None:
         if self._lost is not None:

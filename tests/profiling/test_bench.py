@@ -54,7 +54,9 @@ def test_host_overhead_is_counted(micro_bundle: Path) -> None:
     assert got.constant
     assert got.allocations == 0
     assert got.calls["run dit_step"] == 5
-    assert got.loop_ms.count == 5
+    assert got.loop_ms.count == got.device_ms.count == 5
+    assert got.device_waits == 0
+    assert got.device_calls["graph launch"] == 8
 
 
 def test_pruned_passes_are_measured_against_their_flops(micro_bundle: Path) -> None:

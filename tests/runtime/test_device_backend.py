@@ -25,11 +25,12 @@ from host_backends import (
 from toy_bundle import make_bundle
 
 from liveedit.bundle import read_manifest
-from liveedit.errors import BackendError, LiveEditError, StreamError
+from liveedit.errors import BackendError, LiveEditError, StreamError, UsageError
 from liveedit.runtime import EditedChunk, MaskCachePolicy
 from liveedit.runtime.device_backend import DeviceBackend
 from liveedit.runtime.device_engine import NullLoader
-from liveedit.runtime.host_device import HostDevice
+from liveedit.runtime.device_frames import LentFrames
+from liveedit.runtime.host_device import HostDevice, HostMemory, Order, host_bytes
 from liveedit.runtime.memory_budget import memory_budget
 
 CLIP = moving_clip(76)
@@ -248,6 +249,140 @@ def test_frames_stay_as_they_were_handed_out(
     del chunk
     gc.collect()
     assert device.counts["bytes"] == device.counts["events"] == 0
+
+
+def test_frames_can_be_filled_in_place(
+    bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
+) -> None:
+    for backend in (TwinBackend(host_library), host_backend(host_library, max)):
+        with open_editor(bundles["taehv"], backend) as editor:
+            editor.set_prompt(PROMPT)
+            chunks: list[EditedChunk] = []
+            start = 0
+            while start < len(CLIP):
+                room = editor.frame_room(min(9, len(CLIP) - start))
+                room[...] = CLIP[start : start + len(room)]
+                start += len(room)
+                chunks += editor.push(room)
+            with pytest.raises(UsageError, match="count of at least 1, got 0"):
+                editor.frame_room(0)
+            assert_same(chunks + editor.flush(), expected["taehv"])
+
+
+class OnDevice:
+    """Frames in the device's memory, as another library would hand them over."""
+
+    def __init__(self, memory: HostMemory, count: int, stream: int | None) -> None:
+        self.memory = memory
+        self.__cuda_array_interface__ = {
+            "shape": (count, 64, 96, 3),
+            "typestr": "|u1",
+            "data": (memory.address, True),
+            "strides": None,
+            "stream": stream,
+            "version": 3,
+        }
+
+
+class OverDlpack:
+    """An array of a library that numpy does not know."""
+
+    def __init__(self, array: Frames) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: object) -> object:
+        return self.array.__dlpack__(**options)  # type: ignore[arg-type]
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+@pytest.mark.parametrize("order", [None, min, max])
+def test_frames_come_and_go_on_the_device(
+    bundles: dict[str, Path],
+    expected: dict[str, list[EditedChunk]],
+    host_library: ctypes.CDLL,
+    order: Order | None,
+) -> None:
+    """Their owner queues them on a stream of its own, and overwrites them there at once."""
+    backend = host_backend(host_library, order, leave_frames=True)
+    device = device_of(backend)
+    theirs, memory = device.stream(), device.alloc(7 * 64 * 96 * 3)
+    pinned = device.alloc_pinned(CLIP.nbytes)
+    pinned.array(0, CLIP.nbytes, write=True)[:] = CLIP.reshape(-1)
+    size = CLIP[0].nbytes
+    with open_editor(bundles["taehv"], backend) as editor:
+        editor.set_prompt(PROMPT)
+        number = 0
+        for start in range(0, len(CLIP), 7):
+            count = min(7, len(CLIP) - start)
+            theirs.upload(memory.address, pinned, start * size, count * size)
+            chunks = editor.push(OnDevice(memory, count, theirs.handle))  # type: ignore[arg-type]
+            theirs.zero(memory.address, 7 * size)
+            for chunk in chunks:
+                check_lent(chunk, expected["taehv"][number])
+                number += 1
+        # A flush repeats the last frame, which is the owner's: it is still there.
+        theirs.upload(memory.address, pinned, start * size, count * size)
+        for chunk in editor.flush():
+            check_lent(chunk, expected["taehv"][number])
+            number += 1
+    assert number == len(expected["taehv"])
+    theirs.synchronize()
+    memory.free()
+    pinned.free()
+    del chunk, chunks
+    gc.collect()
+    assert device.counts["bytes"] == 0
+
+
+def check_lent(chunk: EditedChunk, want: EditedChunk) -> None:
+    frames = chunk.frames
+    assert isinstance(frames, LentFrames)
+    address, _ = frames.__cuda_array_interface__["data"]
+    shown = host_bytes(address, want.frames.nbytes).reshape(frames.shape)
+    assert (shown == want.frames).all()
+
+
+def test_frames_over_dlpack(
+    bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
+) -> None:
+    with open_editor(bundles["taehv"], host_backend(host_library)) as editor:
+        editor.set_prompt(PROMPT)
+        chunks = editor.push(OverDlpack(CLIP)) + editor.flush()  # type: ignore[arg-type]
+        assert_same(chunks, expected["taehv"])
+
+
+def test_frames_that_cannot_be_taken(bundles: dict[str, Path], host_library: ctypes.CDLL) -> None:
+    device = HostDevice(host_library)
+    memory = device.alloc(1 << 20)
+    good = OnDevice(memory, 2, None)
+    with open_editor(bundles["taehv"], TwinBackend(host_library)) as editor:
+        editor.set_prompt(PROMPT)
+        with pytest.raises(UsageError, match="lie on a GPU, and this backend takes frames of the"):
+            editor.push(good)  # type: ignore[arg-type]
+    with open_editor(bundles["taehv"], host_backend(host_library)) as editor:
+        editor.set_prompt(PROMPT)
+        for change, message in (
+            ({"typestr": "<f4"}, r"frames are float32 \[2, 64, 96, 3\]; this bundle takes uint8"),
+            ({"shape": (2, 64, 95, 3)}, r"uint8 \[2, 64, 95, 3\]; this bundle takes"),
+            ({"strides": (18432, 288, 3, 2)}, "must be contiguous; their strides"),
+        ):
+            wrong = OnDevice(memory, 2, None)
+            wrong.__cuda_array_interface__ |= change  # type: ignore[operator]
+            with pytest.raises(UsageError, match=message):
+                editor.push(wrong)  # type: ignore[arg-type]
+
+
+def test_lent_frames_that_are_kept_are_not_written_again(
+    bundles: dict[str, Path], host_library: ctypes.CDLL
+) -> None:
+    with open_editor(bundles["taehv"], host_backend(host_library, leave_frames=True)) as editor:
+        editor.set_prompt(PROMPT)
+        kept = editor.push(CLIP[:60])
+        with pytest.raises(UsageError, match="of 4 chunks are still held"):
+            editor.push(CLIP[60:72])
+        assert len(kept) == 4
 
 
 def test_low_latency(

@@ -50,7 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", type=Path, metavar="DIR", help="default: the small one that is shipped"
     )
-    parser.add_argument("--backend", default=BACKENDS[0], help="default: %(default)s")
+    parser.add_argument(
+        "--backend",
+        default=BACKENDS[0],
+        help=f"{', '.join(BACKENDS)} or auto; default: %(default)s",
+    )
     parser.add_argument("--precision", help="of the graphs; default: the bundle's own")
     parser.add_argument("--threads", type=int, metavar="N", help="default: every core")
     parser.add_argument("--mask-cache", choices=("off", "released", "paper"), default="released")
@@ -67,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=A,B,...",
         help=f"measure every combination; names: {', '.join(SWEEPS)}",
+    )
+    parser.add_argument(
+        "--serial", action="store_true", help="on a GPU: one chunk at a time, one stream"
+    )
+    parser.add_argument(
+        "--no-cuda-graphs", action="store_true", help="on a GPU: queue every call anew"
     )
     parser.add_argument("--host", action="store_true", help="also the host's share (null backend)")
     parser.add_argument(
@@ -124,6 +134,8 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
         chunks=options.chunks,
         warmup=options.warmup,
         threads=options.threads,
+        overlap=not options.serial,
+        cuda_graphs=not options.no_cuda_graphs,
         prompt=options.prompt,
         video=options.video,
     )
@@ -154,6 +166,8 @@ def _with_extras(record: Record, options: argparse.Namespace, case: Case) -> Rec
     if options.host:
         host = host_overhead.measure(case.bundle, case.policy, precision=case.precision)
         extra["host.loop_ms"], extra["host.mask_ms"] = host.loop_ms, host.mask_ms
+        extra["host.device_ms"] = host.device_ms
+        extra["host.device_waits"] = single(host.device_waits, "call", "lower")
         extra["host.syncs_per_chunk"] = single(host.calls.get("sync", 0), "call", "lower")
         extra["host.allocations"] = single(host.allocations, "call", "lower")
     if options.pass_speed:

@@ -27,7 +27,11 @@ def add_editor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", type=Path, metavar="DIR", help="default: the small one that is shipped"
     )
-    parser.add_argument("--backend", default=BACKENDS[0], help="default: %(default)s")
+    parser.add_argument(
+        "--backend",
+        default=BACKENDS[0],
+        help=f"{', '.join(BACKENDS)} or auto; default: %(default)s",
+    )
     parser.add_argument("--precision", help="of the graphs; default: fp32 if it is there")
     parser.add_argument("--threads", type=int, metavar="N", help="default: every core")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; default: %(default)s")
