@@ -21,6 +21,7 @@ import numpy.typing as npt
 from liveedit.bundle import DType, GraphSpec
 from liveedit.runtime.kv_cache import KVCache
 from liveedit.runtime.mask_cache import TokenChoice
+from liveedit.runtime.pixel_format import FrameLayout
 from liveedit.runtime.rope import RotaryTable
 
 if TYPE_CHECKING:
@@ -96,12 +97,10 @@ class Backend(Protocol):
             BackendError: it does not fit; by how many bytes.
         """
 
-    def frame_ring(
-        self, count: int, height: int, width: int, pixel_range: tuple[float, float]
-    ) -> Frames:
-        """uint8 [count, height, width, 3], where the frames of `write_frames` must lie.
+    def frame_ring(self, count: int, layout: FrameLayout) -> Frames:
+        """uint8 [count, *layout.shape], where the frames of `write_frames` must lie.
 
-        ``pixel_range`` is what 0..255 mean in every graph. Before `start`.
+        Every frame in and out is of this layout. Before `start`.
         """
 
     def output(self, num_frames: int) -> ChunkOutput:
@@ -140,7 +139,7 @@ class Backend(Protocol):
         """
 
     def write_frames(self, buffer: str, frames: Frames) -> None:
-        """uint8 [n, H, W, 3] of the frame ring to real [1, 3, n, H, W], but those staged.
+        """Frames of the frame ring to real [1, 3, n, H, W], but those staged.
 
         ``frames`` must stay as they are until the chunk they belong to was collected.
         """

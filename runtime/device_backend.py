@@ -39,6 +39,7 @@ from liveedit.runtime.kernels import DTYPE_CODES
 from liveedit.runtime.kv_cache import KVCache
 from liveedit.runtime.mask_cache import TokenChoice, round_bfloat16
 from liveedit.runtime.memory_budget import ITEM_BYTES
+from liveedit.runtime.pixel_format import FrameLayout
 from liveedit.runtime.rope import RotaryTable
 
 STAGING_BYTES = 1 << 20  # for what is written and read off the hot path
@@ -129,7 +130,7 @@ class DeviceBackend:
         self._arena: Memory | None = None
         self._slots: FrameSlots | None = None
         self._ring: tuple[Pinned, Frames] | None = None
-        self._pixel_range = (0.0, 1.0)
+        self._layout = FrameLayout(0, 0)
         self._closed = False
 
     # Before the start
@@ -149,14 +150,12 @@ class DeviceBackend:
         self._engines.append(BoundEngine(self, graph, engine))
         return self._engines[-1]
 
-    def frame_ring(
-        self, count: int, height: int, width: int, pixel_range: tuple[float, float]
-    ) -> Frames:
-        pinned = self._device.alloc_pinned(count * height * width * 3)
+    def frame_ring(self, count: int, layout: FrameLayout) -> Frames:
+        pinned = self._device.alloc_pinned(count * layout.frame_bytes)
         self._pinned.append(pinned)
-        frames = pinned.array(0, pinned.nbytes, write=True).reshape(count, height, width, 3)
+        frames = pinned.array(0, pinned.nbytes, write=True).reshape(count, *layout.shape)
         self._ring = (pinned, frames)
-        self._pixel_range = pixel_range
+        self._layout = layout
         return frames
 
     def start(self) -> None:
@@ -211,15 +210,15 @@ class DeviceBackend:
         shapes = [(n, d, s) for n, (d, s, _) in self._specs.items() if n.endswith(".frames")]
         self._frames = {n: s[2] for n, _, s in shapes}
         if shapes:
-            _, dtype, (_, _, _, height, width) = shapes[0]
+            dtype, frame = shapes[0][1], self._layout.shape
             most = max(self._frames.values())
             for name in ("own.frames_in", "own.frames_out"):
-                self.alloc(name, "uint8", (most, height, width, 3))
+                self.alloc(name, "uint8", (most, *frame))
             self.alloc("own.pixels", dtype, (256,))
             if self._leave_frames:
                 decoded = [n for g, n in self._frames.items() if g.startswith("decode_")]
                 count = self._specs["importance"][1][0] * max(decoded)
-                self.alloc("own.edited", "uint8", (self.depth + MOST_LENT, count, height, width, 3))
+                self.alloc("own.edited", "uint8", (self.depth + MOST_LENT, count, *frame))
         if "importance" in self._specs:
             F, h, w = self._specs["importance"][1]
             scratch = self._device.scratch_bytes
@@ -228,7 +227,7 @@ class DeviceBackend:
 
     def _write_own(self) -> None:
         if "own.pixels" in self._at:
-            low, high = self._pixel_range
+            low, high = self._layout.pixel_range
             dtype = self._specs["own.pixels"][0]
             # The order of operations of the CPU backend, in the same types.
             real = np.dtype(np.float32 if dtype == "bfloat16" else dtype)
@@ -247,7 +246,6 @@ class DeviceBackend:
         }
         latents = self._specs["importance"][1][0] if "importance" in self._specs else 1
         decoded = [n for g, n in self._frames.items() if g.startswith("decode_")]
-        shape = self._ring[1].shape if self._ring else (0, 0, 0, 3)
         self._slots = FrameSlots(
             self._device,
             depth=self.depth,
@@ -255,8 +253,7 @@ class DeviceBackend:
             results_bytes=results_bytes,
             num_frames=latents * max(decoded, default=0),
             num_parts=latents,
-            height=shape[1],
-            width=shape[2],
+            frame_shape=self._layout.shape,
             device_frames=self._at.get("own.edited"),
         )
 
@@ -374,20 +371,38 @@ class DeviceBackend:
             for i in set(range(len(frames))) - self._staged:
                 self.stream.upload(to + i * size, pinned, offset + i * size, size)
             self._staged.clear()
-        code = DTYPE_CODES[self._specs[buffer][0]]
-        self.stream.launch(
-            "frames_in", to, self._at["own.pixels"], self._at[buffer], frames.size // 3, code
-        )
+        dtype, (_, _, count, height, width), _ = self._specs[buffer]
+        code, table = DTYPE_CODES[dtype], self._at["own.pixels"]
+        if self._layout.format.name == "rgb":
+            pixels = count * height * width
+            self.stream.launch("frames_in", to, table, self._at[buffer], pixels, code)
+        else:
+            chroma = to + height * width
+            sizes = (*self._nv12_sizes(buffer), *self._nv12_color(), code)
+            self.stream.launch("nv12_in", to, chroma, table, self._at[buffer], *sizes)
 
     def fetch_frames(self, buffer: str, skip: int, out: ChunkOutput, start: int) -> None:
         assert isinstance(out, FrameSlot)
         dtype, (_, _, count, height, width), _ = self._specs[buffer]
-        low, high = self._pixel_range
-        rgb, pixels = self._at["own.frames_out"], count * height * width
-        self.stream.launch(
-            "frames_out", self._at[buffer], rgb, pixels, low, 255 / (high - low), DTYPE_CODES[dtype]
-        )
-        out.take_frames(self.stream, rgb + skip * height * width * 3, start, count - skip)
+        low, high = self._layout.pixel_range
+        scale, code = 255 / (high - low), DTYPE_CODES[dtype]
+        planes, to = self._at[buffer], self._at["own.frames_out"]
+        if self._layout.format.name == "rgb":
+            pixels = count * height * width
+            self.stream.launch("frames_out", planes, to, pixels, low, scale, code)
+        else:
+            sizes = (*self._nv12_sizes(buffer), low, scale, *self._nv12_color(), code)
+            self.stream.launch("nv12_out", planes, to, to + height * width, *sizes)
+        out.take_frames(self.stream, to + skip * self._layout.frame_bytes, start, count - skip)
+
+    def _nv12_sizes(self, buffer: str) -> tuple[int, ...]:
+        """frames, height, width, pitch, frame_stride, plane_stride."""
+        _, _, count, height, width = self._specs[buffer][1]
+        return (count, height, width, width, self._layout.frame_bytes, count * height * width)
+
+    def _nv12_color(self) -> tuple[int, int]:
+        pixels = self._layout.format
+        return int(pixels.matrix == "bt709"), int(pixels.full_range)
 
     def fetch_results(self, out: ChunkOutput) -> None:
         assert isinstance(out, FrameSlot)

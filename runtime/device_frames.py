@@ -20,7 +20,7 @@ HOST = 1  # DLPack's number of a processor's memory
 
 @dataclass(frozen=True)
 class ForeignFrames:
-    """uint8 [n, H, W, 3] of someone else in a device's memory, C-contiguous."""
+    """uint8 frames of someone else in a device's memory, C-contiguous."""
 
     address: int
     shape: tuple[int, ...]
@@ -31,7 +31,7 @@ class ForeignFrames:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> ForeignFrames:
-        """One frame, [1, H, W, 3]."""
+        """One frame; its first dimension is 1."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         size = int(np.prod(self.shape[1:]))
@@ -40,7 +40,7 @@ class ForeignFrames:
 
 
 class LentFrames:
-    """Edited frames where they were made, uint8 [n, H, W, 3].
+    """Edited frames where they were made, uint8.
 
     Valid until the editor is closed; their room is used again once this object is gone, so keep it
     as long as what was made of it.
@@ -69,10 +69,13 @@ class LentFrames:
         self._give_back()
 
 
-def take_frames(frames: Any, height: int, width: int, *, on_device: bool) -> Frames | ForeignFrames:
+def take_frames(
+    frames: Any, expected: tuple[int, ...], *, on_device: bool
+) -> Frames | ForeignFrames:
     """Frames of any library, checked.
 
     Args:
+        expected: the shape of one frame.
         on_device: whether frames on a GPU can be used.
 
     Raises:
@@ -86,7 +89,7 @@ def take_frames(frames: Any, height: int, width: int, *, on_device: bool) -> Fra
                     "these frames lie on a GPU, and this backend takes frames of the host. Copy "
                     "them there, or choose a backend of the GPU."
                 )
-            return _foreign(frames, height, width)
+            return _foreign(frames, expected)
         if hasattr(frames, "__dlpack__"):
             kind = int(frames.__dlpack_device__()[0])
             if kind != HOST:
@@ -97,24 +100,23 @@ def take_frames(frames: Any, height: int, width: int, *, on_device: bool) -> Fra
             taken = np.from_dlpack(frames)
     shape = tuple(getattr(taken, "shape", ()))
     dtype = getattr(taken, "dtype", type(taken).__name__)
-    _check(shape, dtype, height, width)
+    _check(shape, dtype, expected)
     return taken
 
 
-def _check(shape: tuple[int, ...], dtype: Any, height: int, width: int) -> None:
-    expected = (height, width, 3)
-    if dtype != np.uint8 or len(shape) != 4 or shape[1:] != expected:
+def _check(shape: tuple[int, ...], dtype: Any, expected: tuple[int, ...]) -> None:
+    if dtype != np.uint8 or not shape or shape[1:] != expected:
         raise UsageError(
             f"frames are {dtype} {list(shape)}; this bundle takes uint8 "
-            f"[n, {expected[0]}, {expected[1]}, 3]"
+            f"[n, {', '.join(map(str, expected))}]"
         )
 
 
-def _foreign(frames: Any, height: int, width: int) -> ForeignFrames:
+def _foreign(frames: Any, expected: tuple[int, ...]) -> ForeignFrames:
     stated = frames.__cuda_array_interface__
     shape = tuple(stated["shape"])
-    _check(shape, np.dtype(stated["typestr"]), height, width)
-    contiguous = (height * width * 3, width * 3, 3, 1)
+    _check(shape, np.dtype(stated["typestr"]), expected)
+    contiguous = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
     if tuple(stated.get("strides") or contiguous) != contiguous:
         raise UsageError(
             f"frames on a GPU must be contiguous; their strides are {stated['strides']} bytes, "

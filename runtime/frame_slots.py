@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class FrameSlot:
         if self._on_device:
             return self._lend(start, stop)
         raw = self._pinned.array(at + start * size, (stop - start) * size)
-        frames = raw.reshape(stop - start, slots.height, slots.width, 3)
+        frames = raw.reshape(stop - start, *slots.frame_shape)
         if not slots.can_lend(self):
             return frames.copy()
         return np.asarray(_Lease(self, frames))
@@ -110,7 +111,7 @@ class FrameSlot:
         self.holders += 1
         self.lent += 1
         address = self._on_device + start * slots.frame_bytes
-        shape = (stop - start, slots.height, slots.width, 3)
+        shape = (stop - start, *slots.frame_shape)
         return LentFrames(address, shape, self._returned)
 
     def _returned(self) -> None:
@@ -155,8 +156,7 @@ class FrameSlots:
         results_bytes: int,
         num_frames: int,
         num_parts: int,
-        height: int,
-        width: int,
+        frame_shape: tuple[int, ...],
         device_frames: int | None = None,
     ) -> None:
         """``depth`` chunks on their way at a time, each in ``num_parts`` copies of frames.
@@ -168,8 +168,8 @@ class FrameSlots:
         self.fields = fields
         self.results_bytes = results_bytes
         self.frames_at = -(-results_bytes // 256) * 256
-        self.height, self.width = height, width
-        self.frame_bytes = height * width * 3
+        self.frame_shape = frame_shape
+        self.frame_bytes = math.prod(frame_shape)
         self.frames_bytes = num_frames * self.frame_bytes
         self.num_parts = num_parts
         self._closed = False

@@ -9,6 +9,7 @@ import numpy as np
 
 from liveedit.runtime.backend import Array, Frames, Stage
 from liveedit.runtime.device_frames import ForeignFrames
+from liveedit.runtime.pixel_format import FrameLayout
 
 _HERE: AbstractContextManager[None] = nullcontext()
 
@@ -16,9 +17,9 @@ _HERE: AbstractContextManager[None] = nullcontext()
 class HostOutput:
     """A chunk's results and frames in memory of its own."""
 
-    def __init__(self, num_frames: int, height: int, width: int) -> None:
+    def __init__(self, num_frames: int, layout: FrameLayout) -> None:
         self.kept: dict[str, Array] = {}
-        self.pixels: Frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
+        self.pixels: Frames = np.empty((num_frames, *layout.shape), dtype=np.uint8)
 
     def results(self) -> Mapping[str, Array]:
         return self.kept
@@ -36,20 +37,17 @@ class HostOrder:
     depth = 1
     immediate = True
     on_device = False
-    _size = (0, 0)
-    _pixel_range = (0.0, 1.0)
+    _layout = FrameLayout(0, 0)
 
     def start(self) -> None:
         pass
 
-    def frame_ring(
-        self, count: int, height: int, width: int, pixel_range: tuple[float, float]
-    ) -> Frames:
-        self._size, self._pixel_range = (height, width), pixel_range
-        return np.empty((count, height, width, 3), dtype=np.uint8)
+    def frame_ring(self, count: int, layout: FrameLayout) -> Frames:
+        self._layout = layout
+        return np.empty((count, *layout.shape), dtype=np.uint8)
 
     def output(self, num_frames: int) -> HostOutput:
-        return HostOutput(num_frames, *self._size)
+        return HostOutput(num_frames, self._layout)
 
     def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> None:
         raise AssertionError("frames on a device were let through")

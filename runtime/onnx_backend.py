@@ -192,8 +192,8 @@ class OnnxBackend(HostOrder):
         return self._buffers[buffer]
 
     def write_frames(self, buffer: str, frames: Frames) -> None:
-        low, high = self._pixel_range
-        array = self._buffers[buffer]
+        low, high = self._layout.pixel_range
+        array, frames = self._buffers[buffer], self._layout.to_rgb(frames)
         np.multiply(
             frames.transpose(3, 0, 1, 2)[None], (high - low) / 255, out=array, casting="unsafe"
         )
@@ -203,7 +203,13 @@ class OnnxBackend(HostOrder):
     def fetch_frames(self, buffer: str, skip: int, out: ChunkOutput, start: int) -> None:
         assert isinstance(out, HostOutput)
         planes = self._buffers[buffer][0][:, skip:]
-        frames_from_planes(planes, self._pixel_range, out.pixels[start : start + planes.shape[1]])
+        target = out.pixels[start : start + planes.shape[1]]
+        if self._layout.format.name == "rgb":
+            frames_from_planes(planes, self._layout.pixel_range, target)
+        else:
+            rgb = np.empty((*planes.shape[1:], 3), dtype=np.uint8)
+            frames_from_planes(planes, self._layout.pixel_range, rgb)
+            target[...] = self._layout.from_rgb(rgb)
 
     def fetch_results(self, out: ChunkOutput) -> None:
         assert isinstance(out, HostOutput)

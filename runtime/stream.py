@@ -22,10 +22,12 @@ from liveedit.runtime.denoiser import Denoiser
 from liveedit.runtime.device_frames import ForeignFrames, take_frames
 from liveedit.runtime.graphs import BundleGraphs, verify_files
 from liveedit.runtime.mask_cache import MaskCachePolicy
+from liveedit.runtime.pixel_format import FrameLayout, PixelFormat
 from liveedit.runtime.prompt import PromptEncoder
 from liveedit.runtime.tracing import NULL_TRACER, Tracer
 
 Numbers = TypeVar("Numbers", int, npt.NDArray[np.int64])
+RGB = PixelFormat()
 OnFrames = Callable[[int, Any], None]  # frames as in `EditedChunk`
 Frame = npt.NDArray[np.uint8] | ForeignFrames
 
@@ -41,7 +43,8 @@ class EditedChunk:
 
     index: int
     first_frame: int
-    frames: Frames  # [n, H, W, 3] uint8; `LentFrames` where they stay on the device
+    # [n, H, W, 3] uint8, or as the pixel format says; `LentFrames` where they stay on the device.
+    frames: Frames
     latent_rows: npt.NDArray[np.int64]  # [n]: the latent frame in [0, F) that shows each frame
     importance: npt.NDArray[np.float32]  # [F, h, w] in [0, 1]: how much each latent pixel changed
     peak_change: float  # mean squared latent difference where importance is 1
@@ -92,6 +95,7 @@ class StreamEditor:
         seed: int = 0,
         on_non_finite: OnNonFinite = "stop",
         on_frames: OnFrames | None = None,
+        pixel_format: PixelFormat = RGB,
         tracer: Tracer = NULL_TRACER,
     ) -> None:
         """Load every graph of one precision and allocate every buffer. See `open`.
@@ -101,6 +105,12 @@ class StreamEditor:
         self._manifest = manifest
         self._backend: Backend | None = backend
         self._num_frames = manifest.stream.num_frame_per_block
+        self._layout = FrameLayout(
+            manifest.stream.height_px,
+            manifest.stream.width_px,
+            pixel_format,
+            (manifest.pixel_range[0], manifest.pixel_range[1]),
+        )
         self._on_frames = on_frames
         self._on_non_finite = on_non_finite
         self._tracer = tracer
@@ -141,9 +151,7 @@ class StreamEditor:
         self._shift = -manifest.codec.encode_first_frames % size
         self._source_frames = backend.frame_ring(
             (backend.depth + 2) * self._num_frames * size,
-            self.height_px,
-            self.width_px,
-            (manifest.pixel_range[0], manifest.pixel_range[1]),
+            self._layout,
         )
         backend.start()
         self._denoiser.start()
@@ -169,6 +177,7 @@ class StreamEditor:
         device_frames: bool = False,
         on_non_finite: OnNonFinite = "stop",
         on_frames: OnFrames | None = None,
+        pixel_format: PixelFormat = RGB,
         tracer: Tracer = NULL_TRACER,
     ) -> Self:
         """Open a bundle.
@@ -194,6 +203,7 @@ class StreamEditor:
             on_frames: low latency: called with the number of a source frame and the edited frames
                 from there on, as each latent frame is decoded, before its chunk is returned. The
                 frames are those of the chunk.
+            pixel_format: of the frames that go in and come out.
             tracer: sees every stage; see docs/architecture.md, "Ranges".
 
         Raises:
@@ -228,6 +238,7 @@ class StreamEditor:
             seed=seed,
             on_non_finite=on_non_finite,
             on_frames=on_frames,
+            pixel_format=pixel_format,
             tracer=tracer,
         )
 
@@ -303,17 +314,19 @@ class StreamEditor:
             UsageError: ``count`` is not positive, or the editor is closed.
         """
         self._check_open()
+        assert self._backend is not None
         if count < 1:
             raise UsageError(f"frame_room needs a count of at least 1, got {count}")
         ring, slot = self._source_frames, self._slots(self._at.num_fed)
-        return ring[slot : slot + min(count, len(ring) // (self._depth + 2))]
+        return ring[slot : slot + min(count, len(ring) // (self._backend.depth + 2))]
 
     def push(self, frames: Frames) -> list[EditedChunk]:
         """Add source frames. Returns the chunks that they complete, often none.
 
         Args:
-            frames: uint8 [n, H, W, 3] RGB, any n: an array, anything with ``__dlpack__`` in host
-                memory, or, on a GPU backend, anything with ``__cuda_array_interface__``.
+            frames: uint8 [n, H, W, 3] RGB, or what the pixel format says, any n: an array,
+                anything with ``__dlpack__`` in host memory, or, on a GPU backend, anything with
+                ``__cuda_array_interface__``.
 
         Raises:
             UsageError: wrong shape or type, no prompt yet, flushed or closed.
@@ -546,7 +559,7 @@ class StreamEditor:
         self._check_open()
         assert self._backend is not None
         on_device = self._backend.on_device
-        taken = take_frames(frames, self.height_px, self.width_px, on_device=on_device)
+        taken = take_frames(frames, self._layout.shape, on_device=on_device)
         if not self._has_prompt:
             raise UsageError("no prompt yet; call set_prompt before push")
         if self._at.flushed:

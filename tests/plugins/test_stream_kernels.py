@@ -14,6 +14,7 @@ from liveedit.runtime.kernels import DTYPE_CODES
 from liveedit.runtime.kv_cache import KVCache
 from liveedit.runtime.noise import normal
 from liveedit.runtime.onnx_backend import OnnxBackend
+from liveedit.runtime.pixel_format import FrameLayout
 from liveedit.runtime.rope import RotaryTable, axis_angles, axis_dims
 
 Array = NDArray[Any]
@@ -53,7 +54,7 @@ def test_frames_in_equals_the_cpu_backend(
     backend.alloc("every", dtype, (1, 3, 256, 1, 1))
     backend.alloc("frames", dtype, (1, 3, *size))
     every = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(256, 1, 1, 3)
-    backend.frame_ring(1, 1, 1, pixel_range)
+    backend.frame_ring(1, FrameLayout(1, 1, pixel_range=pixel_range))
     backend.write_frames("every", every)
     table = backend.read("every")[0, 0, :, 0, 0].copy()
     frames = frames_of(size)
@@ -81,7 +82,7 @@ def test_frames_out_equals_the_cpu_backend(
     backend = OnnxBackend()
     backend.alloc("frames", dtype, planes.shape)
     backend.write("frames", planes)
-    backend.frame_ring(1, *size[1:], pixel_range)
+    backend.frame_ring(1, FrameLayout(*size[1:], pixel_range=pixel_range))
     out = backend.output(size[0])
     backend.fetch_frames("frames", 0, out, 0)
     want = out.frames(0, size[0])

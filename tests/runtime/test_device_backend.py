@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import random
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +27,16 @@ from host_backends import (
 from toy_bundle import make_bundle
 
 from liveedit.bundle import read_manifest
-from liveedit.errors import BackendError, LiveEditError, StreamError, UsageError
-from liveedit.runtime import EditedChunk, MaskCachePolicy
+from liveedit.errors import BackendError, DeviceError, LiveEditError, StreamError, UsageError
+from liveedit.runtime import EditedChunk, MaskCachePolicy, PixelFormat
 from liveedit.runtime.device_backend import DeviceBackend
 from liveedit.runtime.device_engine import NullLoader
 from liveedit.runtime.device_frames import LentFrames
 from liveedit.runtime.host_device import HostDevice, HostMemory, Order, host_bytes
 from liveedit.runtime.memory_budget import memory_budget
+from liveedit.runtime.nv12 import Matrix
+from liveedit.runtime.onnx_device import OnnxHostLoader
+from liveedit.runtime.pixel_format import FrameLayout
 
 CLIP = moving_clip(76)
 ORDERS = {
@@ -385,6 +390,30 @@ def test_lent_frames_that_are_kept_are_not_written_again(
         assert len(kept) == 4
 
 
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+def test_nv12(bundles: dict[str, Path], host_library: ctypes.CDLL, matrix: Matrix) -> None:
+    """Converted by the kernels, the same bytes as converted by the host."""
+    pixels = PixelFormat("nv12", matrix=matrix, full_range=matrix == "bt601")
+    layout = FrameLayout(64, 96, pixels)
+    clip = layout.from_rgb(CLIP[:40])
+    assert clip.shape == (40, 96, 96)
+    want = edit(bundles["wan_vae"], TwinBackend(host_library), clip, pixel_format=pixels)
+    for order in (None, max):
+        backend = host_backend(host_library, order)
+        assert_same(edit(bundles["wan_vae"], backend, clip, pixel_format=pixels), want)
+    plain = edit(bundles["wan_vae"], TwinBackend(host_library), layout.to_rgb(clip))
+    for mine, other in zip(want, plain, strict=True):
+        assert (mine.frames == layout.from_rgb(other.frames)).all()
+    with open_editor(bundles["wan_vae"], TwinBackend(host_library), pixel_format=pixels) as editor:
+        editor.set_prompt(PROMPT)
+        with pytest.raises(UsageError, match=r"this bundle takes uint8 \[n, 96, 96\]"):
+            editor.push(CLIP)
+    with pytest.raises(UsageError, match="pixel format 'yuv'; there are rgb, nv12"):
+        PixelFormat("yuv")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="colour matrix 'bt2020'"):
+        PixelFormat("nv12", matrix="bt2020")  # type: ignore[arg-type]
+
+
 def test_low_latency(
     bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
 ) -> None:
@@ -401,6 +430,48 @@ def test_low_latency(
         assert [first for first, _ in given[:4]] == [0, 1, 5, 9]
         whole = np.concatenate([frames for _, frames in given])
         assert (whole == np.concatenate([c.frames for c in chunks])).all()
+
+
+class FailingDevice(HostDevice):
+    """Refuses a launch, as a GPU that was lost would."""
+
+    launches_left = 10**9
+
+    def kernel(self, name: str, arguments: Sequence[Any]) -> Callable[[], None]:
+        self.launches_left -= 1
+        if self.launches_left < 0:
+            raise DeviceError(f"kernel {name} failed with cudaErrorIllegalAddress")
+        return super().kernel(name, arguments)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_device_error_ends_the_stream_and_frees_everything(
+    bundles: dict[str, Path],
+    expected: dict[str, list[EditedChunk]],
+    host_library: ctypes.CDLL,
+    graphs: bool,
+) -> None:
+    device = FailingDevice(host_library)
+    other = open_editor(bundles["taehv"], host_backend(host_library))
+    other.set_prompt(PROMPT)
+    backend = DeviceBackend(device, OnnxHostLoader(threads=1), graphs=graphs)
+    editor = open_editor(bundles["taehv"], backend)
+    editor.set_prompt(PROMPT)
+    device.launches_left = 24  # in the midst of the second chunk, where it is captured
+    with pytest.raises(DeviceError, match="failed with cudaErrorIllegalAddress"):
+        editor.push(CLIP)
+    calls = (
+        lambda: editor.push(CLIP), editor.flush, editor.reset, lambda: editor.set_prompt(PROMPT)
+    )  # fmt: skip
+    for call in calls:
+        with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
+            call()
+    editor.close()
+    gc.collect()
+    assert device.counts["bytes"] == device.counts["streams"] == device.counts["events"] == 0
+    assert device.capturing is None
+    with other:
+        assert_same(other.push(CLIP) + other.flush(), expected["taehv"])
 
 
 @pytest.mark.slow

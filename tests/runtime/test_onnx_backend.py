@@ -15,6 +15,7 @@ from liveedit.runtime.backend import CHUNK, SEED, Array
 from liveedit.runtime.noise import normal
 from liveedit.runtime.null_backend import NullBackend
 from liveedit.runtime.onnx_backend import OnnxBackend, aligned_zeros
+from liveedit.runtime.pixel_format import FrameLayout
 
 
 def fill(
@@ -72,7 +73,7 @@ def test_pixels() -> None:
     for low, high in ((0.0, 1.0), (-1.0, 1.0)):
         backend = OnnxBackend()
         backend.alloc("frames", "float32", (1, 3, 1, 8, 32))
-        backend.frame_ring(1, 8, 32, (low, high))
+        backend.frame_ring(1, FrameLayout(8, 32, pixel_range=(low, high)))
         output = backend.output(1)
         out = output.frames(0, 1)
         backend.write_frames("frames", frames)
