@@ -44,6 +44,7 @@ class QuantizeOptions:
 
     ``ranges``: rules of `activation_range` that the scales may choose from.
     ``drift_chunks``: length of the drift run, 0 for none.
+    ``unjudged``: measure no edit, which counts as refused.
     """
 
     layers: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class QuantizeOptions:
     ranges: tuple[str, ...] = RULES
     limits: Limits = field(default_factory=Limits)
     drift_chunks: int = 0
+    unjudged: bool = False
     force: bool = False
     overwrite: bool = False
     threads: int | None = None
@@ -255,9 +257,10 @@ def quantize_bundle(
     layers, scales, ranked = choose_layers(
         root, manifest, base, statistics, calibration_clips, form, options, progress
     )
-    measured = judge(root, manifest, base, layers, scales, held_out, form, options, progress)
+    edits = () if options.unjudged else held_out
+    measured = judge(root, manifest, base, layers, scales, edits, form, options, progress)
     drift = None
-    if drift_edit is not None and options.drift_chunks:
+    if drift_edit is not None and options.drift_chunks and not options.unjudged:
         drift = judge_drift(
             root, manifest, base, layers, scales, drift_edit, form, options, progress
         )
@@ -269,13 +272,13 @@ def quantize_bundle(
         left_out=tuple(n for n in names if n not in set(layers)),
         scales={t: {"scale": s.scale, "alpha": s.alpha, "cut": s.cut} for t, s in scales.items()},
         sensitivity=tuple(ranked),
-        verdict=reach(options.limits, measured, drift, Speed(not_measured=str(speed))),
+        verdict=_verdict(options, measured, drift, Speed(not_measured=str(speed))),
         calibration=to_dict(statistics.origin),
     )
     if not isinstance(speed, str):
         progress("measuring speed")
         measured_speed = judge_speed(root, form, scales, report, speed)
-        report = replace(report, verdict=reach(options.limits, measured, drift, measured_speed))
+        report = replace(report, verdict=_verdict(options, measured, drift, measured_speed))
     refused = report.refused
     if refused and not options.force:
         raise RefusedError(
@@ -284,6 +287,16 @@ def quantize_bundle(
             + ". Quantise fewer layers (--layers, --search), or write it all the same with --force."
         )
     return write_precision(root, form, scales, report, progress)
+
+
+def _verdict(
+    options: QuantizeOptions, measured: Sequence[Quality], drift: Drift | None, speed: Speed
+) -> Verdict:
+    """What was measured against the limits; nothing measured is a refusal."""
+    verdict = reach(options.limits, measured, drift, speed)
+    if measured:
+        return verdict
+    return replace(verdict, refused=("it was not judged by any edit", *verdict.refused))
 
 
 def write_precision(

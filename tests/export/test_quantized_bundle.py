@@ -86,6 +86,21 @@ def test_the_command_writes_a_precision_that_runs(
     assert "holds int8 graphs already" in capsys.readouterr().err
 
 
+def test_one_block_at_a_time_and_without_a_verdict(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["quantize", str(bundle), "--precision", "int8", "--base", "fp16", "--threads", "1"]
+    command += ["--calibration", str(folder), "--one-block-at-a-time", "--unjudged"]
+    command += ["--ranges", "max", "--statistics", str(folder / "ranges.npz")]
+    assert main(command) == 1
+    shown = capsys.readouterr().err
+    assert "loads of a part, 50 passes" in shown
+    assert "nothing was written: it was not judged by any edit" in shown
+    assert main([*command, "--any-size", "--force"]) == 0
+    note = read_manifest(bundle).notes["int8.verdict"]
+    assert note == "refused, forced: it was not judged by any edit"
+
+
 def test_a_bad_scale_is_refused_and_only_force_writes_it(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

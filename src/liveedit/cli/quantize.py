@@ -77,6 +77,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-edited-db", type=float, default=30.0, metavar="DB", help="for clips of a folder"
     )
+    parser.add_argument(
+        "--one-block-at-a-time",
+        action="store_true",
+        help="calibrate a model that is larger than memory",
+    )
+    parser.add_argument(
+        "--any-size",
+        action="store_true",
+        help="take --statistics of a bundle of the same weights with another picture size",
+    )
+    parser.add_argument(
+        "--unjudged",
+        action="store_true",
+        help="measure no edit; written with --force only, and marked",
+    )
     parser.add_argument("--threads", type=int, help="of ONNX Runtime (default: every core)")
     parser.add_argument("--force", action="store_true", help="write it even if it is refused")
     parser.add_argument("--overwrite", action="store_true", help="replace such graphs")
@@ -103,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     if options.vae or options.text:
         return quantize_parts.run(options)
     try:
-        from liveedit.export import calibration, quantized_bundle, verdict
+        from liveedit.export import blockwise, calibration, quantized_bundle, verdict
         from liveedit.export.activation_range import check_rules
         from liveedit.export.quantize import find_format
     except ImportError as error:
@@ -123,6 +138,8 @@ def run(options: argparse.Namespace) -> int:
     quantized_bundle.check_target(options.bundle, manifest, form, base, options.overwrite)
     quantized_bundle.check_layers(options.bundle, manifest, base, _patterns(options))
     for name, usual in (("drift_chunks", 26), ("edits", 40)):
+        if options.unjudged:
+            setattr(options, name, 0)
         if getattr(options, name) is None:
             setattr(options, name, usual if "text_encoder" in manifest.graphs[base] else 0)
         if getattr(options, name) < 0:
@@ -140,9 +157,14 @@ def run(options: argparse.Namespace) -> int:
     frames = options.frames or calibration.window_frames(manifest)
     clips = clip_sets(options, manifest, frames, progress)
     if options.statistics and options.statistics.is_file():
-        statistics = calibration.load_statistics(options.statistics, manifest, base)
+        statistics = calibration.load_statistics(
+            options.statistics, manifest, base, any_size=options.any_size
+        )
     else:
-        statistics = calibration.calibrate(
+        calibrate = (
+            blockwise.calibrate_blocks if options.one_block_at_a_time else calibration.calibrate
+        )
+        statistics = calibrate(
             options.bundle,
             manifest,
             base,
@@ -169,6 +191,7 @@ def run(options: argparse.Namespace) -> int:
                 edited_db=options.min_edited_db,
             ),
             drift_chunks=options.drift_chunks,
+            unjudged=options.unjudged,
             force=options.force,
             overwrite=options.overwrite,
             threads=options.threads,
