@@ -51,8 +51,8 @@ def clip_score(
         clean: [B, C, F, h, w] what a teacher-forced network sees of earlier blocks.
     """
     F, h, w = batch.target.shape[2:]
-    mask, context = stage_mask(taught, F, stream.num_frame_per_block, h * w // 4)
-    mask = mask if mask is None else mask.to(clean.device)
+    tokens = h * w // 4
+    mask, context = stage_mask(taught, F, stream.num_frame_per_block, tokens, clean.device)
 
     def velocity(noisy: Tensor, timestep: Tensor) -> Tensor:
         frames = timestep.view(-1, 1).expand(-1, F)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,9 +11,12 @@ from torch import Tensor
 from liveedit.config import StreamConfig
 from liveedit.distill.batches import Batch
 from liveedit.distill.presets import LossWeight, PhaseConfig, TrainConfig
-from liveedit.models.block_mask import block_causal_mask, teacher_forcing_mask
+from liveedit.models.block_mask import BlockCausal, Rule, TeacherForcing, attention_mask
 from liveedit.models.dit import CausalWanDiT
 from liveedit.schedule import timestep_table
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class Draws:
@@ -80,23 +84,17 @@ def draw_timesteps(
 
 
 def stage_mask(
-    config: TrainConfig, num_frames: int, block: int, tokens_per_frame: int
-) -> tuple[Tensor | None, int]:
+    config: TrainConfig, num_frames: int, block: int, tokens_per_frame: int, device: torch.device
+) -> tuple[Tensor | BlockMask | None, int]:
     """Attention mask of a clip and the number of clean context frames put before it."""
     if config.stage == "foundation" or num_frames <= block:
         return None, 0
     if config.forcing == "released":
-        return block_causal_mask(num_frames, block, tokens_per_frame), 0
-    # Nobody sees the last clean block: leave it out.
-    mask = teacher_forcing_mask(num_frames, block, tokens_per_frame)
-    context = num_frames - block
-    rows = torch.cat(
-        (
-            torch.arange(context * tokens_per_frame),
-            torch.arange(num_frames * tokens_per_frame, 2 * num_frames * tokens_per_frame),
-        )
-    )
-    return mask[rows][:, rows], context
+        rule: Rule = BlockCausal(block, tokens_per_frame)
+        return attention_mask(rule, num_frames * tokens_per_frame, device), 0
+    context = num_frames - block  # nobody sees the last clean block: it is left out
+    rule = TeacherForcing(context, block, tokens_per_frame)
+    return attention_mask(rule, (context + num_frames) * tokens_per_frame, device), context
 
 
 def clip_velocity(
@@ -105,7 +103,7 @@ def clip_velocity(
     batch: Batch,
     noisy: Tensor,
     timestep: Tensor,
-    mask: Tensor | None,
+    mask: Tensor | BlockMask | None,
     clean: Tensor,
 ) -> Tensor:
     """Velocity of whole clips, under a mask of `stage_mask`.
@@ -169,8 +167,7 @@ def flow_loss(
     blocks = 1 if config.stage == "foundation" else -(-F // block)
     t = draw_timesteps(config, stream.denoising_step_list, B, blocks, draws)
     timestep = t.repeat_interleave(-(-F // blocks), dim=1)[:, :F]  # [B, F]
-    mask, context = stage_mask(config, F, block, h * w // 4)
-    mask = mask if mask is None else mask.to(batch.target.device)
+    mask, context = stage_mask(config, F, block, h * w // 4, batch.target.device)
 
     def velocity(noisy: Tensor, timestep: Tensor) -> Tensor:
         clean = batch.context[:, :, :context]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from liveedit.config import DiTConfig
+from liveedit.models.block_mask import attend
 from liveedit.models.rope import apply_rope, rope_tables
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 def timestep_embedding(timestep: Tensor, freq_dim: int) -> Tensor:
@@ -135,7 +140,7 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         context: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | BlockMask | None,
     ) -> Tensor:
         """Whole-clip form, for training.
 
@@ -144,12 +149,13 @@ class Block(nn.Module):
             e0: [B, F, 6, dim] time modulation of each frame.
             cos, sin: [1, T, head_dim / 2].
             context: [B, text_len, dim] embedded text.
-            mask: bool [T, T], True where attention is allowed; None means everywhere.
+            mask: bool [T, T], True where attention is allowed, or FlexAttention's form of one;
+                None means everywhere.
         """
         pieces = self.pieces(e0)
         shift, scale, gate = pieces[:3]
         q, k, v = self.rotated_qkv(modulate(self.norm(x), scale, shift), cos, sin)
-        out = self.self_attn.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        out = self.self_attn.merge(attend(q, k, v, mask))
         # Not self.text_kv: sharding gives back the block's weights at the end of that method.
         kv = self.cross_attn.text_kv(context)
         return self.text_and_ffn(gated_add(x, out, gate), pieces, *kv)
@@ -298,7 +304,7 @@ class CausalWanDiT(nn.Module):
         source: Tensor,
         timestep: Tensor,
         text_embeds: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
         frame_positions: Tensor | None = None,
     ) -> Tensor:
         """Velocity of every frame.
@@ -307,7 +313,7 @@ class CausalWanDiT(nn.Module):
             noisy, source: [B, 16, F, h, w].
             timestep: [B, F] in [0, 1000].
             text_embeds: [B, text_len, text_dim], zero rows after the prompt.
-            mask: bool [T, T] over tokens, see `liveedit.models.block_mask`; None is full attention.
+            mask: over tokens, see `liveedit.models.block_mask`; None is full attention.
             frame_positions: [F] absolute index of each frame; None is 0..F-1.
 
         Returns:

@@ -241,7 +241,7 @@ def test_teacher_forcing_equals_the_stream_with_a_cache() -> None:
         )
         rng = torch.Generator().manual_seed(3)
         noise = torch.cat([torch.randn(1, 16, 1, 4, 4, generator=rng) for _ in range(2)], dim=2)
-        mask, context = stage_mask(CONFIG, 2, 1, 4)
+        mask, context = stage_mask(CONFIG, 2, 1, 4, torch.device("cpu"))
         clean = streamed[:, :, :context]
         velocity = dit(
             torch.cat((clean, noise), 2),

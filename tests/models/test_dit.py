@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from liveedit.config import LIVEEDIT_1_3B, DiTConfig
-from liveedit.models.block_mask import block_causal_mask, teacher_forcing_mask
+from liveedit.models.block_mask import TeacherForcing, block_causal_mask, dense_mask
 from liveedit.models.dit import CausalWanDiT
 
 SMALL = DiTConfig(
@@ -83,7 +83,7 @@ def test_teacher_forcing_equals_a_cached_step() -> None:
             torch.cat((source, source), dim=2),
             torch.cat((zero, t), dim=1),
             text,
-            teacher_forcing_mask(6, 3, 6),
+            dense_mask(TeacherForcing(6, 3, 6), 72),
             torch.arange(6).repeat(2),
         )[:, :, 6:]
         step = model(
