@@ -118,19 +118,25 @@ def machine(s: Setting) -> Figures:
     }
 
 
-def kernels(s: Setting) -> Figures:
-    """Every kernel against its host twin, by the repository's own GPU tests."""
-    root = Path(__file__).resolve().parents[1]
-    tests = root / "tests/plugins/test_gpu.py"
-    if not tests.is_file():
-        raise UsageError(f"{tests} is missing; run the suite from a checkout")
-    extra = ["--collect-only"] if s.dry else []
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), *extra]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    print(done.stdout[-3000:])
-    if done.returncode:
-        raise LiveEditError(f"the kernel tests failed ({done.returncode}): {done.stdout[-400:]}")
-    return {"kernel_tests_failed": single(0, "test", "lower")}
+def gpu_tests(name: str, what: str) -> Callable[[Setting], Figures]:
+    """One file of the repository's own GPU tests."""
+
+    def run(s: Setting) -> Figures:
+        root = Path(__file__).resolve().parents[1]
+        tests = root / "tests" / name
+        if not tests.is_file():
+            raise UsageError(f"{tests} is missing; run the suite from a checkout")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+        command += ["--collect-only"] if s.dry else []
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        print(done.stdout[-3000:])
+        if done.returncode:
+            raise LiveEditError(
+                f"the {what} tests failed ({done.returncode}): {done.stdout[-400:]}"
+            )
+        return {f"{what}_tests_failed": single(0, "test", "lower")}
+
+    return run
 
 
 def rates(s: Setting) -> Figures:
@@ -286,10 +292,11 @@ class Part:
 
 PARTS: dict[str, Part] = {
     "machine": Part(machine, 120),
-    "kernels": Part(kernels, 240),
+    "kernels": Part(gpu_tests("plugins/test_gpu.py", "kernel"), 240),
+    "device": Part(gpu_tests("runtime/test_gpu_device.py", "device"), 180),
     "kernel-rates": Part(rates, 120),
     "reference-eager": Part(reference("eager"), 240),
-    "backends": Part(backends, 400),
+    "backends": Part(backends, 500),
     "codecs": Part(codecs, 240),
     "masks": Part(masks, 180),
     "kernel-times": Part(kernel_times, 120),

@@ -160,16 +160,20 @@ def to_record(manifest: Manifest, host: HostOverhead, command: str) -> Record:
             "device_ms": host.device_ms,
             "device_waits": single(host.device_waits, "call", "lower"),
         },
-        notes=("processor time of the thread",),
+        notes=(
+            "processor time of the thread",
+            *(f"bundle {k}: {v}" for k, v in sorted(manifest.notes.items())),
+        ),
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """``python -m liveedit.profiling.host_overhead BUNDLE OUT.json``: the graphs are not read."""
     bundle, out = map(Path, argv if argv is not None else sys.argv[1:])
-    host = measure(bundle, MaskCachePolicy())
+    manifest = read_manifest(bundle)
+    host = measure(bundle, MaskCachePolicy(), precision=min(manifest.graphs))
     command = f"python -m liveedit.profiling.host_overhead {bundle.name} {out.name}"
-    write_record(out, to_record(read_manifest(bundle), host, command))
+    write_record(out, to_record(manifest, host, command))
     return 0
 
 
