@@ -91,11 +91,21 @@ def write_sample(root: Path) -> None:
         plugins=PluginLibrary(kind="library", sha256=sha256_file(root / PLUGINS)),
         profiles=(stream.block_seq_length,),
     )
+    write_manifest(root, manifest)
+    add_stand_in(root, inputs, plan=source.randbytes(900), layers=b"{}")
+
+
+def add_stand_in(
+    root: Path, inputs: BuildInputs, *, plan: bytes, layers: bytes
+) -> tuple[Manifest, PlanSet]:
+    """List a plan of ``dit_step`` that nobody built: its bytes must never reach TensorRT."""
+    manifest = read_manifest(root)
+    graph = manifest.graphs[inputs.precision]["dit_step"]
     folder = f"engines/{inputs.key}"
     (root / folder).mkdir(parents=True)
-    (root / folder / "dit_step.plan").write_bytes(source.randbytes(900))
-    (root / folder / "dit_step.layers.json").write_bytes(b"{}")
-    plan = BuiltPlan(
+    (root / folder / "dit_step.plan").write_bytes(plan)
+    (root / folder / "dit_step.layers.json").write_bytes(layers)
+    built = BuiltPlan(
         plan=f"{folder}/dit_step.plan",
         layers=f"{folder}/dit_step.layers.json",
         inputs=graph.inputs,
@@ -107,9 +117,9 @@ def write_sample(root: Path) -> None:
         build_s=0.0,
         peak_rss_bytes=1,
     )
-    plans = PlanSet(inputs=inputs, graphs={"dit_step": plan})
-    write_manifest(root, manifest)
-    add_files(root, manifest, [plan.plan, plan.layers], plans={inputs.key: as_entry(plans)})
+    plans = PlanSet(inputs=inputs, graphs={"dit_step": built})
+    entries = {inputs.key: as_entry(plans)}
+    return add_files(root, manifest, [built.plan, built.layers], plans=entries), plans
 
 
 class Loader:

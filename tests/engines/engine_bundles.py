@@ -14,13 +14,13 @@ from liveedit.bundle import (
     GraphSpec,
     Manifest,
     TensorSpec,
-    add_files,
     file_entries,
     read_manifest,
     write_manifest,
 )
 from liveedit.config import StreamConfig, named_config
-from liveedit.engines.plan import BuildInputs, BuiltPlan, PlanSet, as_entry, here
+from liveedit.engines.fuzz import add_stand_in
+from liveedit.engines.plan import BuildInputs, PlanSet, here
 
 STREAM = StreamConfig(
     height_px=64,
@@ -86,7 +86,6 @@ TABLE = b'{"layers": [], "weights_bytes": 1, "activation_bytes": [1], "warnings"
 def with_plan(root: Path, **changes: Any) -> tuple[Manifest, PlanSet]:
     """The stand-in bundle with a plan that nobody built: its bytes never reach TensorRT."""
     manifest = read_manifest(root)
-    spec = manifest.graphs["fp16"]["dit_step"]
     inputs = BuildInputs(
         flavour="tensorrt-rtx",
         version="1.7.1.116",
@@ -99,25 +98,4 @@ def with_plan(root: Path, **changes: Any) -> tuple[Manifest, PlanSet]:
         plugins=None,
         profiles=(96, 32),
     )
-    inputs = replace(inputs, **changes)
-    folder = f"engines/{inputs.key}"
-    (root / folder).mkdir(parents=True)
-    (root / folder / "dit_step.plan").write_bytes(b"plan" * 100)
-    (root / folder / "dit_step.layers.json").write_bytes(TABLE)
-    plan = BuiltPlan(
-        plan=f"{folder}/dit_step.plan",
-        layers=f"{folder}/dit_step.layers.json",
-        inputs=spec.inputs,
-        outputs=spec.outputs,
-        weights_bytes=1,
-        activation_bytes=1,
-        findings=(),
-        parse_s=0.0,
-        build_s=0.0,
-        peak_rss_bytes=1,
-    )
-    plans = PlanSet(inputs=inputs, graphs={"dit_step": plan})
-    manifest = add_files(
-        root, manifest, [plan.plan, plan.layers], plans={inputs.key: as_entry(plans)}
-    )
-    return manifest, plans
+    return add_stand_in(root, replace(inputs, **changes), plan=b"plan" * 100, layers=TABLE)
