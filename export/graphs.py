@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from liveedit.bundle import CodecSpec, GraphSpec
 from liveedit.config import ModelConfig, StreamConfig
+from liveedit.export.repeat import TRACED, unrolled
 from liveedit.export.trace import flat_names, specs, trace
 from liveedit.models.dit import CausalWanDiT
 from liveedit.models.dit_step import DiTStep, Prompt, to_precision
@@ -35,6 +36,8 @@ class Graph:
     weights: str  # the weight file it shares with its siblings
     aliases: dict[str, str] = field(default_factory=dict)
     dynamic: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    blocks: int | None = None  # equal blocks in a row
+    short: Callable[[], Graph] | None = None  # the same with `TRACED` blocks, if that is fewer
 
 
 def aliased(names: list[str]) -> dict[str, str]:
@@ -130,6 +133,15 @@ def _zeros(shapes: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def _short(model: ModelConfig, stream: StreamConfig, name: str) -> Graph:
+    few = replace(
+        model,
+        dit=replace(model.dit, num_layers=min(TRACED, model.dit.num_layers)),
+        text=replace(model.text, num_layers=min(TRACED, model.text.num_layers)),
+    )
+    return graphs(few, stream)[name]
+
+
 def graphs(model: ModelConfig, stream: StreamConfig) -> dict[str, Graph]:
     """Every graph of a bundle, by name."""
     height, width, c = stream.height_px, stream.width_px, model.dit
@@ -172,6 +184,11 @@ def graphs(model: ModelConfig, stream: StreamConfig) -> dict[str, Graph]:
             weights="text_encoder",
         ),
     }
+    rows = {"dit_step": c.num_layers, "prompt": c.num_layers, "text_encoder": model.text.num_layers}
+    for name, blocks in rows.items():
+        if blocks > TRACED:
+            short = partial(_short, model, stream, name)
+            out[name] = replace(out[name], blocks=blocks, short=short)
     latent = (1, c.latent_channels, 1, stream.latent_height, stream.latent_width)
     for call in ("first", "next"):
         if call == "first" and model.codec != "wan_vae":
@@ -220,21 +237,20 @@ def trace_graph(
         The model, and its manifest entry with an empty file name.
     """
     dtype = PRECISIONS[precision]
+    few = graph.short() if graph.short else graph
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.device("meta"):
-        module = graph.module(dtype).eval()
+        module = few.module(dtype).eval()
     module = _fake_parameters(module, mode)
     with mode:
-        inputs = graph.inputs(dtype)
+        inputs = few.inputs(dtype)
         produced = module(**inputs)
-    model = trace(module, inputs, list(graph.outputs), graph.dynamic, weights)
+    model = trace(module, inputs, list(few.outputs), graph.dynamic, weights, graph.blocks)
     flat = [t for p in produced for t in (p if isinstance(p, list | tuple) else [p])]
     if isinstance(produced, Tensor):
         flat = [produced]
-    spec = GraphSpec(
-        file="",
-        inputs=specs(inputs, {n: d[0] for n, d in graph.dynamic.items()}),
-        outputs=specs(dict(zip(graph.outputs, flat, strict=True))),
-        aliases=graph.aliases,
-    )
-    return model, spec
+    given = specs(inputs, {n: d[0] for n, d in graph.dynamic.items()})
+    made = specs(dict(zip(few.outputs, flat, strict=True)))
+    if graph.blocks is not None:
+        given, made = unrolled(given, graph.blocks), unrolled(made, graph.blocks)
+    return model, GraphSpec(file="", inputs=given, outputs=made, aliases=graph.aliases)

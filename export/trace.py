@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from liveedit.bundle import DType, TensorSpec
 from liveedit.export.lazy import lazy_tensor, lazy_value
 from liveedit.export.operators import OPSET, translation_table
+from liveedit.export.repeat import repeat_middle
 
 # Folding is for shapes and indices; a folded weight would be a second copy of it.
 _FOLD_LIMIT = 4096
@@ -69,6 +71,7 @@ def trace(
     output_names: list[str],
     dynamic: dict[str, tuple[str, int, int]] | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    blocks: int | None = None,
 ) -> ir.Model:
     """Export ``module(**inputs)``.
 
@@ -78,6 +81,7 @@ def trace(
         dynamic: input name -> (dimension name, minimum, maximum) of its first dimension.
         weights: checkpoint key -> tensor, where the module's own parameters are fake; converted
             to the parameter's type one at a time, when the file is written.
+        blocks: repeat the middle one of the module's three blocks until there are so many.
 
     Returns:
         An ONNX IR model whose initializers still point at the parameters. Transposed weights are
@@ -114,13 +118,21 @@ def trace(
     model = program.model
     _name_dynamic(model, dynamic or {})
     _upstream_names(model)
+    for value, name in zip(model.graph.inputs, flat_names(inputs), strict=True):
+        value.name = name  # the exporter renames an input that is also an output
+    if blocks is not None:
+        assert weights is not None
+        _attach(model, weights)
+        _optimize_structure(model)
+        repeat_middle(model, blocks)
     if weights is not None:
         _attach(model, weights)
     _transpose_weights(model)
-    optimizer.optimize_ir(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+    if blocks is None:
+        optimizer.optimize_ir(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+    else:
+        _fold(model)
     _drop_unused(model)
-    for value, name in zip(model.graph.inputs, flat_names(inputs), strict=True):
-        value.name = name  # the exporter renames an input that is also an output
     _name_nodes(model)
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
@@ -146,6 +158,42 @@ def _attach(model: ir.Model, weights: Mapping[str, Tensor]) -> None:
         if name in weights and tensor is not None:
             make = partial(read, name, _TORCH[tensor.dtype])
             value.const_value = lazy_tensor(make, tensor.dtype, list(tensor.shape), name)
+
+
+def _optimize_structure(model: ir.Model) -> None:
+    """Everything but what depends on weights: that differs from block to block.
+
+    Matching patterns takes most of an export's time, and more than in proportion to the nodes.
+    """
+    weights = set(model.graph.initializers.values())
+
+    def should_fold(node: ir.Node) -> bool | None:
+        return False if weights & set(node.inputs) else None
+
+    optimizer.optimize_ir(
+        model,
+        input_size_limit=_FOLD_LIMIT,
+        output_size_limit=_FOLD_LIMIT,
+        should_fold=should_fold,
+    )
+
+
+def _fold(model: ir.Model) -> None:
+    """What `_optimize_structure` left: small weights that are cast, and what is now equal."""
+    optimizer.fold_constants(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=_FOLD_LIMIT,
+        output_size_limit=_FOLD_LIMIT,
+    )
+    for tidy in (
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.NameFixPass(),
+    ):
+        tidy(model)
 
 
 def _upstream(name: str) -> str:

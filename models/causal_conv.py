@@ -33,8 +33,13 @@ class CacheWalk:
         return past
 
     def skip(self, x: Tensor) -> None:
-        """The layer is not reached in the first call; its cache of two frames stays zero."""
-        self._new.append(self._take(x, 2))
+        """The layer is not reached in the first call; its cache of two frames stays zero.
+
+        The sum of zeros is zero. Handed on as it is, input and output would be one tensor, and a
+        builder keeps only one of the two names.
+        """
+        past = self._take(x, 2)
+        self._new.append(past + past)
 
     def start(self, x: Tensor) -> None:
         """The layer is not reached in the first call, but ``x`` [1, C, H, W] is its past.
