@@ -85,6 +85,8 @@ class PlanEngine:
             raise DeviceError(self._loader.sentence(f"no context for the plan of {self._graph}"))
         if self._context_bytes:
             context.set_device_memory(activation, self._context_bytes)
+        if self._graph in self._loader.profilers:
+            context.profiler = self._loader.profilers[self._graph]
         return context
 
     def _place(self, key: int, side: int) -> None:
@@ -121,9 +123,10 @@ class PlanLoader:
     def __init__(self, trt: Any, root: Path, manifest: Manifest, plans: PlanSet) -> None:
         """``trt``: the module; its plugins are loaded. ``plans`` fit this machine."""
         self.trt, self.plans = trt, plans
-        self.name = plans.inputs.flavour
+        self.name: str = plans.inputs.flavour
         # Weights that come from the host make a run wait for it.
         self.capturable = not plans.inputs.options.weight_streaming
+        self.profilers: dict[str, Any] = {}  # graph -> IProfiler of its contexts
         self._root, self._manifest = root, manifest
         self._log: list[str] = []
         self._logger = _logger(trt, self._log)

@@ -1,12 +1,6 @@
-"""Times of a plan's layers through TensorRT's own profiler, for `liveedit profile layers --times`.
+"""Times of a plan's layers through TensorRT's own profiler.
 
-    times = LayerTimes()
-    context.profiler = profiler = layer_profiler(flavour, times)  # keep it as long as the context
-    ...                                                # warm up, times.reset(), runs to measure
-    times.write(path)
-
-With a profiler the library waits for every layer, and a CUDA graph reports nothing: profile runs of
-their own, outside of graphs.
+`liveedit.profiling.plan_run` hooks it into the contexts of a stream's plan.
 """
 
 from __future__ import annotations
@@ -16,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from liveedit.bundle import write_atomic
-from liveedit.engines.flavour import Flavour, load
 from liveedit.errors import UsageError
 
 
@@ -39,6 +32,10 @@ class LayerTimes:
         """Layer name -> mean milliseconds, in order of execution."""
         return {name: total / count for name, (count, total) in self._reported.items()}
 
+    @property
+    def runs(self) -> int:
+        return max((count for count, _ in self._reported.values()), default=0)
+
     def write(self, path: Path) -> Path:
         """The file that ``--times`` reads, in the form of TensorRT's own tools.
 
@@ -47,20 +44,18 @@ class LayerTimes:
         """
         if not self._reported:
             raise UsageError("no layer time was reported; run the plan outside of CUDA graphs")
-        runs = max(count for count, _ in self._reported.values())
         rows = [{"name": name, "averageMs": ms} for name, ms in self.average_ms.items()]
-        text = json.dumps([{"count": runs}, *rows], indent=1)
+        text = json.dumps([{"count": self.runs}, *rows], indent=1)
         write_atomic(path, text.encode() + b"\n")
         return path
 
 
-def layer_profiler(flavour: Flavour, times: LayerTimes) -> Any:
-    """An ``IProfiler`` of that library, for ``context.profiler``, which adds to ``times``.
+def layer_profiler(trt: Any, times: LayerTimes) -> Any:
+    """An ``IProfiler`` for ``context.profiler``, which adds to ``times``.
 
-    Raises:
-        BackendError: the library is not installed or does not load.
+    Args:
+        trt: the module ``tensorrt`` or ``tensorrt_rtx``, as `liveedit.engines.flavour` loads it.
     """
-    trt: Any = load(flavour)
 
     class Profiler(trt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,22 +76,30 @@ def plan_text(rows: Sequence[PlanRow]) -> str:
     return text_table(("layer", "count", "kernels", "types", "weights MB"), cells, left=(0, 2, 3))
 
 
-def plan_times(layers: Sequence[Layer], path: Path) -> list[LayerTime]:
-    """Measured times of a plan's layers, from a list of ``{"name", "averageMs"}`` objects.
+def read_times(path: Path) -> dict[str, float]:
+    """Layer name -> mean ms, from a list of ``{"name", "averageMs"}`` objects.
 
     Raises:
-        UsageError: the file is not such a list, or times a layer that the plan lacks.
+        UsageError: the file is not such a list.
     """
     try:
         data = json.loads(path.read_text())
-        times = {str(d["name"]): float(d["averageMs"]) for d in data if "name" in d}
+        return {str(d["name"]): float(d["averageMs"]) for d in data if "name" in d}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a list of layer times: {error!r}") from None
+
+
+def plan_times(layers: Sequence[Layer], times: Mapping[str, float]) -> list[LayerTime]:
+    """A plan's layers with their measured times.
+
+    Raises:
+        UsageError: nothing is timed, or a layer that the plan lacks.
+    """
     known = {layer.name: layer for layer in layers}
     foreign = sorted(set(times) - set(known))
     if not times or foreign:
-        wrong = f"times layer {foreign[0]!r}, which the plan lacks" if foreign else "times nothing"
-        raise UsageError(f"{path} {wrong}; take both files from the same plan")
+        wrong = f"name layer {foreign[0]!r}, which the plan lacks" if foreign else "are empty"
+        raise UsageError(f"the layer times {wrong}; take them from the plan of this layer table")
     return [
         LayerTime(
             layer=layer_name(layer),

@@ -135,6 +135,8 @@ def roofline(
     import numpy as np
 
     plt = _pyplot()
+    from matplotlib.ticker import LogLocator
+
     figure, axis = plt.subplots(figsize=(7.5, 4.6))
     ridge = peak_gflops / bandwidth_gbps
     intensities = [p[1] for p in points] + [ridge]
@@ -157,6 +159,7 @@ def roofline(
     axis.set_xscale("log")
     axis.set_yscale("log")
     for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a decade alone leaves one label
         scale.set_major_formatter("{x:g}")
         scale.set_minor_formatter("")
     axis.set_xlabel("FLOP per byte (compulsory traffic)")

@@ -103,6 +103,9 @@ def test_command_writes_records_and_pictures(
     assert "cannot be compared: part is" in capsys.readouterr().err
 
 
+LAYERS = Path(__file__).parents[2] / "profiling/records/layers-tiny-full.json"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -111,6 +114,7 @@ def test_command_writes_records_and_pictures(
         (["--chunks", "1"], "at least 2"),
         (["--backend", "abacus"], "no backend 'abacus'"),
         (["--compare", "none.json"], "cannot be read"),
+        (["--compare", str(LAYERS)], "is a layers record"),
         (["--keep-ratio", "0"], "keep_ratio must be above 0"),
     ],
 )

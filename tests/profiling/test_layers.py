@@ -13,7 +13,13 @@ from liveedit.profiling.layer_names import parse_layer
 from liveedit.profiling.layer_table import LayerTime, fix_first, group, place_nodes, text
 from liveedit.profiling.onnx_flops import NodeFlops
 from liveedit.profiling.ort_profile import NodeTime, read_profile
-from liveedit.profiling.plan_layers import plan_rows, plan_text, plan_times, read_layers
+from liveedit.profiling.plan_layers import (
+    plan_rows,
+    plan_text,
+    plan_times,
+    read_layers,
+    read_times,
+)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +145,12 @@ def test_plan_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
     times = tmp_path / "times.json"
     times.write_text(json.dumps([{"count": 5}, {"name": "gemm_1", "averageMs": 0.25}]))
-    (one,) = plan_times(read_layers(path), times)
+    (one,) = plan_times(read_layers(path), read_times(times))
     assert (one.ms, one.layer.accounting) == (0.25, "qkvo")
     assert one.bytes == 2 * (6400 + 64 * 192 + 19200)
     times.write_text(json.dumps([{"name": "other", "averageMs": 1}]))
     with pytest.raises(UsageError, match="'other', which the plan lacks"):
-        plan_times(read_layers(path), times)
+        plan_times(read_layers(path), read_times(times))
     with pytest.raises(UsageError, match="cannot be read"):
         read_layers(tmp_path / "none.json")
 

@@ -17,6 +17,7 @@ from liveedit.bundle import Manifest, add_files
 from liveedit.engines.plan import BuildInputs, BuildOptions, BuiltPlan, PlanSet, here
 from liveedit.engines.plan_loader import PlanLoader, check_memory
 from liveedit.errors import BackendError, BundleError
+from liveedit.profiling.plan_run import layer_times
 from liveedit.runtime import EditedChunk
 from liveedit.runtime.device_backend import DeviceBackend
 from liveedit.runtime.host_device import HostDevice, Order
@@ -103,6 +104,21 @@ def test_plans_give_the_stream_of_the_cpu(
     # One context per token count of the step, two sides of four codec graphs, two for the prompt.
     assert trt.contexts == len(EVERY) + 2 * 4 + 2
     assert backend.counts["graph launch"] > 0
+
+
+def test_layers_are_timed_in_full_passes_after_the_warm_up(
+    bundle: tuple[Path, Manifest], host_library: ctypes.CDLL
+) -> None:
+    root, manifest = bundle
+    device = HostDevice(host_library)
+    loader = PlanLoader(
+        FakeTensorRT(device, root, manifest, EVERY), root, manifest, plan_set(manifest, EVERY)
+    )
+    times = layer_times(root, manifest, "fp32", device, loader, chunks=2)
+    file = manifest.graphs["fp32"]["dit_step"].file
+    assert times.average_ms == {f"{file} [profile 0]": 0.5}
+    passes = len(manifest.stream.denoising_step_list) + 1  # and the clean one
+    assert times.runs == 2 * passes
 
 
 def test_token_counts_between_profiles_are_padded(

@@ -103,6 +103,10 @@ def run(options: argparse.Namespace) -> int:
         return int(options.bench_run(options) or 0)
     command = shlex.join(["liveedit", *sys.argv[1:]])
     old = read_record(options.compare) if options.compare else None
+    if old is not None and old.kind != "bench":
+        raise UsageError(
+            f"{options.compare} is a {old.kind} record; --compare takes a bench record"
+        )
     results: list[CaseResult] = []
     records: list[Record] = []
     for case in _cases(options):

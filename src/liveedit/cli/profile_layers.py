@@ -17,9 +17,15 @@ from liveedit.profiling.gpus import find_gpu
 from liveedit.profiling.layer_table import LayerRow, LayerTime, group
 from liveedit.profiling.onnx_flops import NodeFlops, count
 from liveedit.profiling.ort_profile import profile_pass
-from liveedit.profiling.plan_layers import plan_rows, plan_text, plan_times, read_layers
+from liveedit.profiling.plan_layers import (
+    plan_rows,
+    plan_text,
+    plan_times,
+    read_layers,
+    read_times,
+)
 from liveedit.profiling.records import new_record, single, write_record
-from liveedit.runtime.graphs import choose_precision
+from liveedit.runtime.backends import resolve
 from liveedit.runtime.shipped import shipped
 
 
@@ -41,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.json",
         help="measured times of the plan's layers: a list of {name, averageMs}",
     )
+    parser.add_argument(
+        "--backend",
+        default="onnxruntime",
+        choices=("onnxruntime", "tensorrt", "tensorrt-rtx"),
+        help="what runs the pass; TensorRT's own profiler times a plan on this GPU",
+    )
     parser.add_argument("--gpu", default="H200", help="card whose roofline --times is held against")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="roofline plot")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write a record")
@@ -57,12 +69,15 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"plan": options.plan.name, "rows": [r.__dict__ for r in rows]}))
         return 0
     manifest = read_manifest(bundle)
-    precision = choose_precision(bundle, manifest, options.precision)
+    _, precision = resolve(bundle, manifest, options.backend, options.precision)
     flops = _flops(bundle, manifest, precision, options.kept)
-    if options.plan:
+    if options.plan or options.backend != "onnxruntime":
         gpu = find_gpu(options.gpu)
         peak, bandwidth, where = gpu.half_tflops * 1e3, gpu.bandwidth_gbps, gpu.name
-        times = plan_times(read_layers(options.plan), options.times)
+    if options.backend != "onnxruntime":
+        times = _on_gpu(options, bundle, manifest, precision)
+    elif options.plan:
+        times = plan_times(read_layers(options.plan), read_times(options.times))
     else:
         peaks = machine_peaks.measure(options.threads)
         peak, bandwidth, where = peaks.gflops, peaks.bandwidth_gbps, "this CPU, measured"
@@ -77,6 +92,26 @@ def run(options: argparse.Namespace) -> int:
         times = layer_table.place_nodes(nodes)
     _report(options, bundle, manifest, precision, times, flops, peak, bandwidth, where)
     return 0
+
+
+def _on_gpu(
+    options: argparse.Namespace, bundle: Path, manifest: Manifest, precision: str
+) -> list[LayerTime]:
+    """Layer times of the bundle's plan, measured here.
+
+    Raises:
+        BackendError: no GPU, or no plan that fits.
+    """
+    if options.plan or options.kept:
+        raise UsageError("--backend measures full passes of a bundle's own plan: no --plan, --kept")
+    from liveedit.engines.plan_loader import PlanLoader
+    from liveedit.profiling.plan_run import GRAPH, layer_times
+    from liveedit.runtime.cuda_device import CudaDevice
+
+    device = CudaDevice()
+    loader = PlanLoader.open(device, bundle, manifest, precision, options.backend)
+    times = layer_times(bundle, manifest, precision, device, loader, chunks=options.runs)
+    return plan_times(read_layers(bundle / loader.plans.graphs[GRAPH].layers), times.average_ms)
 
 
 def _flops(bundle: Path, manifest: Manifest, precision: str, kept: int | None) -> list[NodeFlops]:
