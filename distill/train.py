@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -261,3 +262,9 @@ def main(options: argparse.Namespace) -> int:
         open_data(trainer, pairs, options)
         run(trainer, options.max_seconds)
     return 0
+
+
+if __name__ == "__main__":  # as `liveedit train`, for whoever starts modules
+    from liveedit.cli import main as command
+
+    raise SystemExit(command(["train", *sys.argv[1:]]))
