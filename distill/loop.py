@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +62,10 @@ class Metrics:
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
         self.steps += 1
+        if sys.stdout.isatty():
+            done = int(30 * step / total)
+            bar = f"[{'=' * done}{' ' * (30 - done)}] step {step}/{total}"
+            print(f"\r{bar}  loss {figures.get('loss', math.nan):.4f}", end="", flush=True)
         if step % self.every:
             return
         now = time.monotonic()
@@ -68,7 +74,8 @@ class Metrics:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
         shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
-        print(f"step {step}/{total}  {shown}  {now - self.started:.0f} s", flush=True)
+        clear = "\r\x1b[K" if sys.stdout.isatty() else ""
+        print(f"{clear}step {step}/{total}  {shown}  {now - self.started:.0f} s", flush=True)
         self._reset()
 
 

@@ -98,7 +98,7 @@ def test_killed_runs_end_alike_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_tiny_runs_end_alike_bit_for_bit(tmp_path: Path) -> None:
-    smoke = preset("tiny-smoke")
+    smoke = preset("tiny-smoke-causal")
     phases = tuple(replace(p, crop_columns=0, num_latent_frames=3) for p in smoke.phases)
     kill_and_resume(tmp_path, replace(smoke, phases=phases, save_every=2), kills=4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ from liveedit.distill.latents import (
     scene_names,
 )
 from liveedit.distill.loop import run
+from liveedit.distill.parallel import Processes
 from liveedit.distill.presets import PRESETS, PhaseConfig, TrainConfig, preset
 from liveedit.distill.rollout import from_generator, stream_edit
 from liveedit.distill.stages import flow_loss, stage_mask
@@ -252,3 +254,23 @@ def test_teacher_forcing_equals_the_stream_with_a_cache() -> None:
             torch.tensor([0, 0, 1]),
         )[:, :, context:]
     assert (streamed - (noise - velocity)).abs().max() < 1e-5
+
+
+def test_processes_must_divide_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Processes, "__init__", lambda self: self.__dict__.update(rank=0, world=2))
+    with pytest.raises(UsageError, match="batch_size 3 does not divide among 2 processes"):
+        train.FlowTrainer(CONFIG, tmp_path)
+
+
+def test_configurations_that_cannot_be_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    options = argparse.Namespace(config=path, stage="causal", preset=None)
+    for text, words in (
+        ("{", "cannot read .*config.json"),
+        ('{"setps": 3}', "TrainConfig: unknown key 'setps'"),
+        ('{"precision": "bf16"}', 'precision "bf16" needs parallel "shard"'),
+        ('{"cached_text": true}', "cached_text needs train_text false"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=words):
+            train.read_config(options)
