@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from liveedit.errors import UsageError
 from liveedit.profiling.records import Better, Figure, Record, new_record, single, write_record
 
 KINDS = ("quantize", "sensitivity")
@@ -20,20 +18,6 @@ _PAIRS: tuple[tuple[str, str, float], ...] = (  # report field, unit, factor
     ("background_db", "dB", 1),
     ("background_ssim", "SSIM", 1),
 )
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        UsageError: there is none, or it is not JSON.
-    """
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no report of a quantised bundle at {path}: {error}. Make one with: liveedit quantize"
-        ) from None
-    return dict(data)
 
 
 def quantize_records(

@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--plot draws a record; add --records DIR")
     frames = options.frames or calibration.window_frames(manifest)
     clips = clip_sets(options, manifest, frames, progress)
-    if options.statistics and options.statistics.is_file():
+    if _has_statistics(options):
         statistics = calibration.load_statistics(
             options.statistics, manifest, base, any_size=options.any_size
         )
@@ -206,6 +206,10 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(to_dict(report)))
     return 0
+
+
+def _has_statistics(options: argparse.Namespace) -> bool:
+    return options.statistics is not None and options.statistics.is_file()
 
 
 def _patterns(options: argparse.Namespace) -> tuple[str, ...]:
@@ -266,15 +270,15 @@ def clip_sets(
 
     progress("drawing scenes")
     pictures = {s: footage(s) for s in (("train", "held_out") if generated else ("held_out",))}
-    if generated:
+    if generated and not _has_statistics(options):
         # Ranges depend on the words as much as on the pictures: many short clips, and a few that
         # are long enough to fill the window.
         seen = draw(_LONG_EDITS, num_frames, "train", 0)
         seen += draw(_SHORT_EDITS, chunk, "train", _SHORT_SEED, _LOCAL)
         seen += draw(_GLOBAL_EDITS, chunk, "train", _GLOBAL_SEED, ("global",))
         calibration = [known_clip(e) for e in seen]
-        if options.search:
-            tuning = [known_clip(e) for e in draw(_TUNING_EDITS, chunk, "train", _TUNING_SEED)]
+    if generated and options.search:
+        tuning = [known_clip(e) for e in draw(_TUNING_EDITS, chunk, "train", _TUNING_SEED)]
     held += [known_clip(e) for e in draw(options.edits, 2 * chunk, "held_out", 0)]
     drift = None
     if options.drift_chunks:
