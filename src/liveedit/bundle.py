@@ -89,9 +89,16 @@ class Manifest:
 
 
 def refusal(manifest: Manifest, precision: str) -> str:
-    """Why `liveedit quantize` refused this precision, which is there all the same; else ""."""
-    verdict = manifest.notes.get(f"{precision}.verdict", "")
-    return verdict if verdict.startswith("refused") else ""
+    """Why `liveedit quantize` refused this precision or a part of it, if it is there all the same.
+
+    Empty for one that passed or was never judged.
+    """
+    verdicts = (
+        text
+        for name, text in sorted(manifest.notes.items())
+        if name.startswith(f"{precision}.") and name.endswith(".verdict")
+    )
+    return "; ".join(text for text in verdicts if text.startswith("refused"))
 
 
 def sha256_file(path: Path) -> str:

@@ -96,6 +96,9 @@ def test_a_refused_precision_is_marked_wherever_it_is_seen(
     assert "verdict: refused, written by --force" in capsys.readouterr().out
     assert refusal(read_manifest(bundle), "int8").startswith("refused, forced: on 2 edits")
     assert refusal(read_manifest(bundle), "fp32") == ""
+    notes = {"int8.verdict": "passed", "int8.vae.verdict": "refused, forced: soft"}
+    parts = replace(read_manifest(bundle), notes=notes)
+    assert refusal(parts, "int8") == "refused, forced: soft"
     assert main(["inspect", str(bundle)]) == 0
     shown = capsys.readouterr().out
     assert "graphs, int8: REFUSED by its verdict" in shown
