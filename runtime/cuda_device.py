@@ -251,6 +251,7 @@ class CudaDevice:
             raise BackendError(f"no GPU {ordinal}; this machine has 0 to {count - 1}")
         self._kernels = kernels or find_kernels()
         self._api("cudaSetDevice", ordinal)
+        self.dlpack_device = (2, ordinal)  # CUDA
         self.name = self._api("cudaGetDeviceProperties", ordinal).name.decode().rstrip("\0")
 
     def free_bytes(self) -> int:

@@ -99,6 +99,7 @@ class Device(Protocol):
     """One device of this process."""
 
     name: str
+    dlpack_device: tuple[int, int]  # DLPack's kind and number of its memory
 
     def free_bytes(self) -> int:
         """What can still be allocated."""

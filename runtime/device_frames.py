@@ -14,6 +14,7 @@ import numpy as np
 
 from liveedit.errors import UsageError
 from liveedit.runtime.backend import Frames
+from liveedit.runtime.dlpack import capsule_of
 
 HOST = 1  # DLPack's number of a processor's memory
 
@@ -42,12 +43,20 @@ class ForeignFrames:
 class LentFrames:
     """Edited frames where they were made, uint8.
 
-    Valid until the editor is closed; their room is used again once this object is gone, so keep it
-    as long as what was made of it.
+    Valid until the editor is closed. Their room is used again once this object is gone: keep it as
+    long as what was made of it through ``__cuda_array_interface__``; a DLPack tensor keeps it.
     """
 
-    def __init__(self, address: int, shape: tuple[int, ...], give_back: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        address: int,
+        shape: tuple[int, ...],
+        device: tuple[int, int],
+        give_back: Callable[[], None],
+    ) -> None:
+        """``device``: DLPack's kind and number of where they lie."""
         self.shape = shape
+        self._device = device
         self.dtype = np.dtype(np.uint8)
         self._address, self._give_back = address, give_back
 
@@ -64,6 +73,13 @@ class LentFrames:
             "stream": None,  # they are finished
             "version": 3,
         }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._device
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """They are finished, so any stream may read them; a copy is the consumer's to make."""
+        return capsule_of(self._address, self.shape, self._device, self)
 
     def __del__(self) -> None:
         self._give_back()

@@ -112,7 +112,7 @@ class FrameSlot:
         self.lent += 1
         address = self._on_device + start * slots.frame_bytes
         shape = (stop - start, *slots.frame_shape)
-        return LentFrames(address, shape, self._returned)
+        return LentFrames(address, shape, slots.dlpack_device, self._returned)
 
     def _returned(self) -> None:
         self.lent -= 1
@@ -164,6 +164,7 @@ class FrameSlots:
         ``device_frames``: where ``depth + MOST_LENT`` chunks stay on the device, if they do.
         """
         self.device_frames = device_frames
+        self.dlpack_device = device.dlpack_device
         self.num_lent = MOST_LENT if device_frames else 2
         self.fields = fields
         self.results_bytes = results_bytes

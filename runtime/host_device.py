@@ -249,6 +249,7 @@ class HostDevice:
     """See the module. ``counts``: what was queued, waited for, and is held."""
 
     name = "host"
+    dlpack_device = (1, 0)  # a processor's memory
 
     def __init__(
         self,

@@ -347,6 +347,32 @@ def check_lent(chunk: EditedChunk, want: EditedChunk) -> None:
     address, _ = frames.__cuda_array_interface__["data"]
     shown = host_bytes(address, want.frames.nbytes).reshape(frames.shape)
     assert (shown == want.frames).all()
+    tensor = np.from_dlpack(frames)
+    assert tensor.ctypes.data == address
+    assert tensor.dtype == np.uint8
+    assert (tensor == want.frames).all()
+
+
+def test_a_dlpack_tensor_keeps_its_frames(
+    bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
+) -> None:
+    backend = host_backend(host_library, leave_frames=True)
+    with open_editor(bundles["taehv"], backend) as editor:
+        editor.set_prompt(PROMPT)
+        (chunk,) = editor.push(CLIP[:24])
+        tensor = np.from_dlpack(chunk.frames)
+        unused = chunk.frames.__dlpack__()
+        slot = next(s for s in backend._slots._all if s.lent)  # type: ignore[union-attr]
+        del chunk
+        editor.push(CLIP[24:60])
+        assert slot.lent == 1
+        assert (tensor == expected["taehv"][0].frames).all()
+        del tensor
+        gc.collect()
+        assert slot.lent == 1  # by the capsule that nobody took
+        del unused
+        gc.collect()
+        assert slot.lent == 0
 
 
 def test_frames_over_dlpack(
