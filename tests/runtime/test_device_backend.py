@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -510,3 +513,36 @@ def test_a_thousand_streams_leave_nothing_behind(tmp_path: Path) -> None:
             tmp_path, DeviceBackend(device, NullLoader()), mask_cache=manifest_policy
         ).close()
         assert device.counts["bytes"] == device.counts["streams"] == device.counts["events"] == 0
+
+
+CYCLES = """
+import sys
+from pathlib import Path
+from host_backends import edit, host_backend, moving_clip
+from liveedit.profiling.memory import release_free_memory, rss_bytes
+from liveedit.runtime.kernels import load_kernels
+
+root, library = Path(sys.argv[1]), load_kernels(Path(sys.argv[2]))
+frames, marks = moving_clip(24), []
+for i in range(60):
+    edit(root, host_backend(library), frames)
+    if i in (19, 59):
+        release_free_memory()
+        marks.append(rss_bytes())
+print(marks[1] - marks[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_streams_with_real_engines_give_their_memory_back(
+    bundles: dict[str, Path], host_library: ctypes.CDLL
+) -> None:
+    out = subprocess.run(
+        [sys.executable, "-c", CYCLES, str(bundles["taehv"]), str(host_library._name)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert int(out.stdout) <= 2 << 20
