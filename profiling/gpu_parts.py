@@ -10,6 +10,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -254,6 +255,57 @@ def backends(s: Setting) -> Figures:
     return out
 
 
+def editor(s: Setting) -> Figures:
+    """The official editor with random weights: exported, plans built, end to end."""
+    from liveedit.profiling.bench_case import Case, run_case
+    from liveedit.runtime.backends import GPU_BACKENDS
+    from liveedit.runtime.mask_cache import Mode
+
+    out: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "bundle"
+        config, names = ("tiny", ("onnxruntime",)) if s.dry else ("liveedit-1.3b", GPU_BACKENDS)
+        arguments = ["--random-weights", "0", "--no-text-encoder", "--precision", "fp16"]
+        arguments += ["--window", "12", "--sink", "3", "-o", str(bundle)]
+        _liveedit("export", "--config", config, *arguments)
+        for flavour in () if s.dry else ("tensorrt", "tensorrt-rtx"):
+            try:
+                _liveedit("build", str(bundle), "--flavour", flavour, "--keep", "0.3,0.1")
+            except LiveEditError as error:
+                print(error)
+        masks: tuple[tuple[Mode, float], ...] = (("off", 1), ("released", 0.3), ("released", 0.1))
+        for name in names:
+            for mask, keep in masks[: 1 if s.dry else 3]:
+                chunks, warmup = (2, 1) if s.dry else (30, None)
+                case = Case(bundle=bundle, backend=name, keep=keep, chunks=chunks, warmup=warmup)
+                label = f"{name}.{mask}" + ("" if mask == "off" else f"-{keep:g}")
+                try:
+                    result = run_case(replace(case, mask=mask))
+                except LiveEditError as error:
+                    print(f"{label}: {error}")
+                    break
+                times = [c.ms for c in result.chunks]
+                out[f"{label}.fps"] = single(result.fps, "frame/s", "higher")
+                out[f"{label}.chunk_ms"] = distribution(times, "ms", "lower")
+                out[f"{label}.realised_keep"] = single(result.realised_keep, "share of tokens")
+    if not out:
+        raise LiveEditError("no GPU backend ran; what each said is above")
+    return out
+
+
+def _liveedit(*arguments: str) -> None:
+    """A command of the package, in a process of its own.
+
+    Raises:
+        LiveEditError: it failed; with the last it said.
+    """
+    command = [sys.executable, "-m", "liveedit", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise LiveEditError(f"liveedit {arguments[0]}: {said[-1] if said else done.returncode}")
+
+
 def _backend_figures(label: str, case: Case, expected: Frames | None) -> tuple[Figures, Frames]:
     """Speed of a case, and how its frames differ from those expected. Also those frames."""
     import numpy as np
@@ -294,6 +346,7 @@ PARTS: dict[str, Part] = {
     "machine": Part(machine, 120),
     "kernels": Part(gpu_tests("plugins/test_gpu.py", "kernel"), 240),
     "device": Part(gpu_tests("runtime/test_gpu_device.py", "device"), 180),
+    "editor": Part(editor, 900),
     "kernel-rates": Part(rates, 120),
     "reference-eager": Part(reference("eager"), 240),
     "backends": Part(backends, 500),
