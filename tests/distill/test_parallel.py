@@ -10,7 +10,9 @@ import pytest
 import torch
 from small_runs import CONFIG, random_scenes, start_two
 
-from liveedit.distill.presets import TrainConfig
+from liveedit.distill.dmd_trainer import DmdTrainer
+from liveedit.distill.parallel import local
+from liveedit.distill.presets import DmdConfig, PhaseConfig, TrainConfig
 from liveedit.distill.train import FlowTrainer
 from liveedit.errors import UsageError
 
@@ -35,8 +37,35 @@ def steps(config: TrainConfig, out: Path, scenes: Path, count: int) -> FlowTrain
     return trainer
 
 
+DMD = replace(
+    CONFIG,
+    stage="dmd",
+    lr=1e-3,
+    train_text=False,
+    phases=(PhaseConfig(steps=4, num_latent_frames=3, batch_size=4),),
+    dmd=DmdConfig(critic_steps=2, critic_lr=1e-3, guidance=2.0, regression=1.0),
+)
+
+
+def distil(config: TrainConfig, folder: Path, name: str) -> None:
+    """Two steps of the third stage, the first of which trains the student."""
+    teacher = FlowTrainer(replace(config, stage="foundation"), folder / f"{name}-teacher")
+    with torch.no_grad():  # an untrained head predicts nothing
+        local(teacher.editor.dit.head.head.weight).fill_(0.02)
+    teacher.learner.restart_mean()
+    teacher.save()
+    teacher.processes.gather(None)  # it is written by the first process
+    trainer = DmdTrainer(config, folder / name, teacher.path)
+    trainer.open_scenes(folder / "scenes")
+    for _ in range(2):
+        trainer.train_step()
+    trainer.save()
+
+
 def run_all(folder: Path) -> None:
     """In each of two processes."""
+    sharded = replace(DMD, parallel="shard", gradient_checkpointing=True, micro_batch_size=1)
+    distil(sharded, folder, "dmd-shard")
     for name, config in CONFIGS.items():
         steps(config, folder / name, folder / "scenes", STEPS)
     steps(SHARD, folder / "half", folder / "scenes", STEPS // 2)
@@ -58,6 +87,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_scenes(folder / "scenes")
     processes = start_two(run_all, folder)
     steps(CONFIG, folder / "alone", folder / "scenes", STEPS)
+    distil(DMD, folder, "dmd-alone")
     alone = replace(CONFIG, micro_batch_size=1, gradient_checkpointing=True)
     steps(alone, folder / "alone_parts", folder / "scenes", STEPS)
     for process in processes:
@@ -90,6 +120,15 @@ def test_any_division_trains_like_one_process(name: str, runs: Path) -> None:
     assert len(alone) > 100
     assert difference(alone, other) < 2e-3
     assert difference(load(runs / "bf16" / "latest.pt"), other) > 2e-3  # the bound means something
+
+
+def test_the_third_stage_trains_alike_in_shards(runs: Path) -> None:
+    alone, shards = (load(runs / f"dmd-{name}" / "latest.pt") for name in ("alone", "shard"))
+    assert any(name.startswith("/critic/weights") for name in alone)
+    assert difference(alone, shards) < 2e-3
+    teacher = load(runs / "dmd-alone-teacher" / "latest.pt")
+    weight = "/dit/blocks.0.ffn.0.weight"
+    assert not torch.equal(shards["/critic/weights" + weight[4:]], teacher[weight])
 
 
 def test_shards_resume_bit_exact(runs: Path) -> None:
