@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -87,6 +88,24 @@ class Learner:
         if self.ema is not None:
             self.ema.update(self.module, self.updates)
         return norm
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the module has the running mean's weights; afterwards its own, bit for bit."""
+        if self.ema is None:
+            yield
+            return
+        now = self.module.state_dict()
+        own = {name: local(p).clone() for name, p in now.items()}
+        with torch.no_grad():
+            for name, p in now.items():
+                local(p).copy_(local(self.ema.state[name]))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in now.items():
+                    local(p).copy_(own[name])
 
     def restart_mean(self) -> None:
         """Let the running mean begin at the module's present weights."""

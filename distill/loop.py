@@ -100,7 +100,7 @@ def run(
     """Train to the end of the configuration, or until the time is over; then save.
 
     Args:
-        at_save: called on the first process after each save, to draw plots.
+        at_save: called on every process after each save, to draw pictures.
     """
     processes = stage.processes
     metrics = Metrics(stage.out, stage.step, log_every) if processes.first else None
@@ -108,7 +108,7 @@ def run(
 
     def save() -> None:
         stage.save()
-        if at_save is not None and processes.first:
+        if at_save is not None:
             at_save()
 
     saved = None

@@ -112,6 +112,7 @@ class TrainConfig:
     far_context: float = 0.3  # first block placed far back in time, as a sink of a long stream
     rephrase: float = 0.5  # share of object edits told in freshly drawn words
     save_every: int = 200
+    log_every: int = 20
     parallel: Parallel = "replicate"
     precision: Precision = "fp32"
     micro_batch_size: int = 0  # clips of one forward pass on each process; 0: its whole share
@@ -128,8 +129,9 @@ class TrainConfig:
             raise UsageError('precision "bf16" needs parallel "shard", which works alone as well')
         if self.cached_text and self.train_text:
             raise UsageError("cached_text needs train_text false: nothing trains what is cached")
-        if self.save_every < 1:
-            raise UsageError(f"save_every must be at least 1, got {self.save_every}")
+        for name in ("save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def total_steps(self) -> int:
@@ -233,6 +235,7 @@ def _tiny_dmd() -> TrainConfig:
         ema=0.97,
         other_context=0.0,
         save_every=20,
+        log_every=5,
         train_text=False,
         channel_weights=_PATCH_CODEC_WEIGHTS,
         phases=(
@@ -318,13 +321,14 @@ def _smoke(stage: Stage) -> TrainConfig:
         lr=1e-3,
         channel_weights=_PATCH_CODEC_WEIGHTS,
         warmup_steps=5,
-        save_every=10,
+        save_every=8,
+        log_every=2,
         train_text=stage != "dmd",
         phases=(
-            PhaseConfig(steps=20, num_latent_frames=3, batch_size=2, crop_columns=16),
-            PhaseConfig(steps=4, num_latent_frames=6, batch_size=2, crop_columns=16),
+            PhaseConfig(steps=14, num_latent_frames=3, batch_size=2, crop_columns=8),
+            PhaseConfig(steps=2, num_latent_frames=6, batch_size=2, crop_columns=8),
         ),
-        dmd=DmdConfig(critic_steps=2, critic_lr=5e-4, regression=1.0, weight=0.1),
+        dmd=DmdConfig(critic_steps=2, critic_lr=5e-4, regression=1.0, weight=0.1, exit_step="last"),
     )
 
 

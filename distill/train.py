@@ -16,10 +16,12 @@ import torch
 from liveedit.config import from_dict, to_dict
 from liveedit.distill.dmd_trainer import DmdTrainer
 from liveedit.distill.editor import by_part, joined, load_mean_weights, weights_of
+from liveedit.distill.encode import load_codec
 from liveedit.distill.learner import Learner
 from liveedit.distill.loop import run
 from liveedit.distill.pair_cache import PairCache
 from liveedit.distill.pairs import PairFiles, read_pairs
+from liveedit.distill.pictures import Pictures
 from liveedit.distill.presets import PRESETS, Stage, TrainConfig, preset
 from liveedit.distill.stages import flow_loss
 from liveedit.distill.text_cache import fill_text_cache, text_folder
@@ -124,7 +126,12 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     data.add_argument(
         "--cache", type=Path, metavar="DIR", help="coded clips of --data; default LIST.cache"
     )
-    data.add_argument("--codec", type=Path, metavar="FILE", help="patch codec that codes --data")
+    data.add_argument(
+        "--codec",
+        type=Path,
+        metavar="FILE",
+        help="patch codec: codes --data, and decodes the sample grids of a run",
+    )
     data.add_argument(
         "--wan",
         type=Path,
@@ -260,7 +267,9 @@ def main(options: argparse.Namespace) -> int:
         if options.compile:
             trainer.compile()
         open_data(trainer, pairs, options)
-        run(trainer, options.max_seconds)
+        decodes = options.codec is not None and trainer.model.patch is not None
+        codec = load_codec(options.codec, config.model) if decodes else None
+        run(trainer, options.max_seconds, config.log_every, Pictures(trainer, codec).draw)
     return 0
 
 

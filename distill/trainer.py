@@ -126,6 +126,10 @@ class Trainer:
             names = scene_names(folder)
         return list(self.processes.from_first(names))
 
+    def clips(self, count: int) -> list[LatentScene]:
+        """The first scenes."""
+        return [self.scenes[i] for i in range(min(count, len(self.scenes)))]
+
     def draw(self) -> list[Batch]:
         """This process's clips of the next step, in parts that fit the device's memory."""
         config, block = self.config, self.stream.num_frame_per_block

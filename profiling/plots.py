@@ -205,6 +205,27 @@ def sensitivity(record: Record, path: Path) -> Path:
     return _save(figure, path)
 
 
+def training_curves(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
+    """Every figure of a training run over its steps; a figure may be missing in some rows."""
+    plt = _pyplot()
+    names = list(dict.fromkeys(n for row in rows for n in row if n not in ("step", "s_per_step")))
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 2.4 * lines), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        x, y = zip(*points, strict=True)
+        axis.plot(x, y, color=_BLUE, linewidth=1, marker="." if len(x) < 30 else None)
+        axis.set_title(name)
+        if min(y) > 0 and max(y) > 20 * min(y):
+            axis.set_yscale("log")
+    for axis in list(axes.flat)[len(names) :]:
+        axis.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    return _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
