@@ -457,11 +457,16 @@ class StreamEditor:
             if self._on_frames and self._backend is not None and self._backend.immediate:
                 self._hand_out(chunk)
 
-        with self._tracer.range("chunk", index=index):
-            everything = self._denoiser.submit(out, decode)
+        try:
+            with self._tracer.range("chunk", index=index):
+                everything = self._denoiser.submit(out, decode)
+            if self._on_frames and not self._backend.immediate:
+                self._hand_out(chunk)
+        except BaseException:
+            with suppress(LiveEditError):  # which would only follow from the first error
+                out.release()
+            raise
         self._at.num_due += sum(due)
-        if self._on_frames and not self._backend.immediate:
-            self._hand_out(chunk)
         return replace(chunk, everything=everything)
 
     def _hand_out(self, chunk: Submitted) -> None:
@@ -476,8 +481,8 @@ class StreamEditor:
             start += size
 
     def _collect(self) -> EditedChunk:
-        """The oldest chunk on its way."""
-        chunk = self._submitted.popleft()
+        """The oldest chunk on its way. It stays the oldest if this fails."""
+        chunk = self._submitted[0]
         recovered = self._recovered(chunk)
         results = chunk.out.results()
         kept = self._denoiser.choice.full.kept if chunk.everything else self._kept
@@ -487,7 +492,7 @@ class StreamEditor:
         importance, peak = results["importance"].copy(), float(results["peak"][0])
         with self._tracer.range("collect", index=chunk.index):
             frames = self._frames(chunk, recovered, 0, sum(chunk.sizes))
-        chunk.out.release()
+        self._submitted.popleft().out.release()
         self._at.num_out += len(frames)
         return EditedChunk(
             index=chunk.index,

@@ -277,6 +277,34 @@ def test_frames_can_be_filled_in_place(
             assert_same(chunks + editor.flush(), expected["taehv"])
 
 
+def test_a_stream_can_be_reset_as_often_as_it_stops(
+    bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
+) -> None:
+    """Neither a chunk that stopped it nor one whose submission failed holds on to its place."""
+    backend = host_backend(host_library)
+
+    def refuse(first: int, frames: Frames) -> None:
+        raise BackendError("the display is gone")
+
+    with open_editor(bundles["taehv"], backend) as editor:
+        for turn in range(8):
+            editor.set_prompt(PROMPT)
+            editor.push(CLIP[:24])
+            if turn % 2:
+                backend.write("cross_v_01", np.nan)
+                assert len(editor.push(CLIP[24:])) == 1  # the one before it
+                with pytest.raises(StreamError, match="came out not finite"):
+                    editor.flush()
+            else:
+                editor._on_frames = refuse
+                with pytest.raises(BackendError, match="the display is gone"):
+                    editor.push(CLIP[24:])
+                editor._on_frames = None
+            editor.reset()
+        editor.set_prompt(PROMPT)
+        assert_same(editor.push(CLIP) + editor.flush(), expected["taehv"])
+
+
 class OnDevice:
     """Frames in the device's memory, as another library would hand them over."""
 
