@@ -14,6 +14,7 @@ from host_backends import TwinBackend, assert_same, edit, moving_clip, open_edit
 from toy_bundle import make_bundle
 
 from liveedit.bundle import Manifest, add_files
+from liveedit.engines import plan_loader
 from liveedit.engines.plan import BuildInputs, BuildOptions, BuiltPlan, PlanSet, here
 from liveedit.engines.plan_loader import PlanLoader, check_memory
 from liveedit.errors import BackendError, BundleError
@@ -173,3 +174,19 @@ def test_streamed_weights_are_not_captured(bundle: tuple[Path, Manifest]) -> Non
     assert PlanLoader(trt, *bundle, plans).capturable
     inputs = replace(plans.inputs, options=BuildOptions(weight_streaming=True))
     assert not PlanLoader(trt, *bundle, replace(plans, inputs=inputs)).capturable
+
+
+def test_a_plugin_library_that_is_missing_or_refused_is_named(
+    bundle: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Registry:
+        def load_library(self, path: str) -> None:
+            return None
+
+    trt = FakeTensorRT(HostDevice(None), *bundle, EVERY)
+    monkeypatch.setattr(trt, "get_plugin_registry", Registry, raising=False)
+    monkeypatch.setattr(plan_loader, "library_path", lambda name: None)
+    with pytest.raises(BackendError, match=r"no libliveedit_kernels\.so to run them. Install"):
+        plan_loader.load_plugins(trt, tmp_path / "python_plugins.py")
+    with pytest.raises(BackendError, match=r"cannot load the plugin library .*plugins\.so"):
+        plan_loader.load_plugins(trt, tmp_path / "libliveedit_plugins.so")
