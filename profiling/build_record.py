@@ -46,12 +46,13 @@ def build_records(root: Path, key: str, graphs: Sequence[str], command: str) -> 
 
 
 def write_build_records(folder: Path, records: Sequence[Record]) -> list[Path]:
-    """``build-<graph>-<layers>x<width>[-native]-<flavour>-<targets>.json`` for each."""
+    """``build-<graph>-<layers>x<width>[-int8][-native]-<flavour>-<targets>.json`` for each."""
     paths = []
     for record in records:
         c = record.configuration
         size = f"{c['num_layers']}x{c['dim']}"
         native = ["native"] if c["plugins"] == "none" else []
-        name = "-".join(["build", c["graph"], size, *native, c["flavour"], *c["targets"]])
+        other = [] if c["precision"] == "fp16" else [c["precision"]]
+        name = "-".join(["build", c["graph"], size, *other, *native, c["flavour"], *c["targets"]])
         paths.append(write_record(folder / f"{name}.json", record))
     return paths

@@ -88,15 +88,27 @@ def _loop_bytes(manifest: Manifest, dit_step: GraphSpec) -> int:
 
 
 def _weights(manifest: Manifest, graphs: dict[str, GraphSpec]) -> int:
-    """What the graphs say that they read; for one that does not say, the files in its folder."""
+    """What the graphs say that they read; for those that do not say, the files of their folder.
+
+    Weight files of networks that did say are left out: others may hold them in other bits.
+    """
     stated: dict[str, int] = {}
-    folders = set()
+    folders, silent = set(), set()
     for name, graph in graphs.items():
         if graph.weights_bytes is None:
             folders.add(PurePosixPath(graph.file).parent)
+            silent.add(_network(name))
         else:
-            network = name.removesuffix("_first").removesuffix("_next")
-            stated[network] = max(stated.get(network, 0), graph.weights_bytes)
-    files = manifest.files.items()
-    rest = sum(entry.bytes for name, entry in files if PurePosixPath(name).parent in folders)
+            kind = name.removesuffix("_first").removesuffix("_next")
+            stated[kind] = max(stated.get(kind, 0), graph.weights_bytes)
+    left_out = {f"{_network(name)}.weights" for name in graphs} - {f"{n}.weights" for n in silent}
+    files = ((PurePosixPath(name), entry.bytes) for name, entry in manifest.files.items())
+    rest = sum(size for f, size in files if f.parent in folders and f.name not in left_out)
     return sum(stated.values()) + rest
+
+
+def _network(graph: str) -> str:
+    """The weight file that a graph shares with its siblings."""
+    if graph in ("dit_step", "prompt"):
+        return "dit"
+    return "codec" if graph.startswith(("encode_", "decode_")) else graph
