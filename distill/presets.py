@@ -224,7 +224,8 @@ def _tiny_dmd() -> TrainConfig:
     """A careful fine-tune: low rate, frozen words, and mostly the error against the target.
 
     With targets known, the regression term holds the student where it is good; the scores add
-    what a mean cannot have.
+    what a mean cannot have. At weight 1 they cost more than they gave: after 40 updates the
+    background had lost 0.3 dB.
     """
     return TrainConfig(
         stage="dmd",
@@ -248,7 +249,7 @@ def _tiny_dmd() -> TrainConfig:
             critic_warmup=20,
             timestep_shift=1.0,
             context_sigma=0.005,
-            weight=1.0,
+            weight=0.1,
             regression=1.0,
         ),
     )
