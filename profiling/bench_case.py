@@ -45,6 +45,7 @@ class Case:
     threads: int | None = None
     overlap: bool = True
     cuda_graphs: bool = True
+    wait_stages: bool = False  # on a GPU: stage times are the device's; serial, nothing captured
     seed: int = 0
     prompt: str = "make it blue"
     video: Path | None = None
@@ -135,12 +136,13 @@ def run_case(case: Case) -> CaseResult:
         mask_cache=case.policy,
         seed=case.seed,
         threads=case.threads,
-        overlap=case.overlap,
-        cuda_graphs=case.cuda_graphs,
+        overlap=case.overlap and not case.wait_stages,
+        cuda_graphs=case.cuda_graphs and not case.wait_stages,
         tracer=tracer,
     )
     with editor, tracer.range("stream", backend=case.backend):
         opened = time.perf_counter()
+        timer.wait = editor.synchronize if case.wait_stages else None
         rss_open = rss_bytes()
         give_prompt(editor, case.prompt, precision)
         prompted = time.perf_counter()
@@ -264,7 +266,7 @@ def figures(result: CaseResult) -> dict[str, Figure]:
         "chunk_ms": distribution([c.ms for c in chunks], "ms", "lower"),
     }
     # On a GPU a range lasts as long as its submission, and a replayed graph opens none.
-    if result.case.backend not in GPU_BACKENDS:
+    if result.case.wait_stages or result.case.backend not in GPU_BACKENDS:
         dit = [c.flops / ms / 1e6 for c, ms in zip(chunks, passes, strict=True)]
         out |= {
             "fps_dit_only": _inverse(passes, frames),

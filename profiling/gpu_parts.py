@@ -257,7 +257,7 @@ def backends(s: Setting) -> Figures:
 
 def editor(s: Setting) -> Figures:
     """The official editor with random weights: exported, plans built, end to end."""
-    from liveedit.profiling.bench_case import Case, run_case
+    from liveedit.profiling.bench_case import Case, figures, run_case
     from liveedit.runtime.backends import GPU_BACKENDS
     from liveedit.runtime.mask_cache import Mode
 
@@ -288,6 +288,13 @@ def editor(s: Setting) -> Figures:
                 out[f"{label}.fps"] = single(result.fps, "frame/s", "higher")
                 out[f"{label}.chunk_ms"] = distribution(times, "ms", "lower")
                 out[f"{label}.realised_keep"] = single(result.realised_keep, "share of tokens")
+                # The device's time of each stage, from a run of its own that waits for it.
+                stages = figures(run_case(replace(case, mask=mask, wait_stages=True, chunks=5)))
+                out |= {
+                    f"{label}.{name}": figure
+                    for name, figure in stages.items()
+                    if name.startswith(("stage_ms.", "dit_ms"))
+                }
     if not out:
         raise LiveEditError("no GPU backend ran; what each said is above")
     return out

@@ -1,13 +1,13 @@
 """A tracer that remembers: every range with its start and end on the host's clock.
 
-On the CPU backend a range lasts as long as its work. On a GPU it lasts as long as its submission;
-the device's own times come from `liveedit profile nsys`.
+On the CPU backend a range lasts as long as its work. On a GPU it lasts as long as its submission,
+unless `StageTimer.wait` waits for the device at its end.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -31,8 +31,9 @@ class Span:
 
 @dataclass
 class StageTimer:
-    """Collects spans until they are taken."""
+    """Collects spans until they are taken. ``wait`` is called before a range ends."""
 
+    wait: Callable[[], None] | None = None
     spans: list[Span] = field(default_factory=list)
     _depth: int = 0
 
@@ -47,6 +48,8 @@ class StageTimer:
         try:
             yield
         finally:
+            if self.wait is not None:
+                self.wait()
             self._depth -= 1
             span.end = time.perf_counter_ns()
 

@@ -203,6 +203,9 @@ class Backend(Protocol):
         ``counts`` int32 [2], tokens selected and tokens kept.
         """
 
+    def synchronize(self) -> None:
+        """Wait for everything queued. Not on the hot path."""
+
     def zero(self, buffer: str) -> None:
         """Fill with zeros."""
 

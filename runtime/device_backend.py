@@ -323,8 +323,7 @@ class DeviceBackend:
         dtype, shape, _ = self._specs[buffer]
         raw = np.empty(self._bytes[buffer], dtype=np.uint8)
         self.counts["read"] += 1
-        for stream in self._streams:
-            stream.synchronize()
+        self.synchronize()
         for start in range(0, len(raw), STAGING_BYTES):
             count = min(STAGING_BYTES, len(raw) - start)
             self.stream.download(self._staging, 0, self._at[buffer] + start, count)
@@ -514,6 +513,10 @@ class DeviceBackend:
             choice.bucket,
             policy.token_budget or 0,
         )
+
+    def synchronize(self) -> None:
+        for stream in self._streams:
+            stream.synchronize()
 
     def zero(self, buffer: str) -> None:
         self.stream.zero(self._at[buffer], self._bytes[buffer])

@@ -61,6 +61,9 @@ class HostOrder:
     def wait(self, event: str) -> None:
         pass
 
+    def synchronize(self) -> None:
+        pass
+
     def write_addresses(self, table: str, buffers: Sequence[str]) -> None:
         pass
 

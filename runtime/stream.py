@@ -375,6 +375,12 @@ class StreamEditor:
             self._denoiser.reset()
         self._at = Position()
 
+    def synchronize(self) -> None:
+        """Wait for the device to finish what was submitted: for measurements."""
+        if self._backend is not None:
+            with self._device_calls():
+                self._backend.synchronize()
+
     def close(self) -> None:
         """Free everything. A second call does nothing."""
         backend, self._backend = self._backend, None

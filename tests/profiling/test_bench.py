@@ -31,7 +31,11 @@ def test_a_case_accounts_for_the_whole_chunk(micro_bundle: Path) -> None:
     tokens = read_manifest(micro_bundle).stream.block_seq_length
     assert result.chunks[0].kept_tokens % 4 == 0  # the bundle's bucket
     assert result.realised_keep * tokens >= 1
-    full = run_case(Case(bundle=micro_bundle, precision="fp32", chunks=2, mask="off", warmup=1))
+    full = run_case(
+        Case(
+            bundle=micro_bundle, precision="fp32", chunks=2, mask="off", warmup=1, wait_stages=True
+        )
+    )
     assert full.realised_keep == 1
     assert full.chunks[0].flops > result.chunks[0].flops
 
@@ -135,3 +139,8 @@ def test_tracers() -> None:
     assert [s.name for s in other.take()] == ["chunk", "pass"]
     assert timer.take() == []
     assert set(stage_ms(spans)) == {"pass full"}
+    waited: list[int] = []
+    timer.wait = lambda: waited.append(len(timer.spans))
+    with timer.range("chunk"), timer.range("pass", kind="full"):
+        pass
+    assert waited == [2, 2]

@@ -78,6 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-cuda-graphs", action="store_true", help="on a GPU: queue every call anew"
     )
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="on a GPU: wait after each stage, for its time; implies the two above",
+    )
     parser.add_argument("--host", action="store_true", help="also the host's share (null backend)")
     parser.add_argument(
         "--pass-speed", action="store_true", help="also pruned against full passes, per FLOP"
@@ -140,6 +145,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
         threads=options.threads,
         overlap=not options.serial,
         cuda_graphs=not options.no_cuda_graphs,
+        wait_stages=options.stages,
         prompt=options.prompt,
         video=options.video,
     )
