@@ -198,9 +198,9 @@ class Backend(Protocol):
         """The next chunk's tokens from this chunk's latents, as ``choice`` does on the host.
 
         ``buffers`` names: ``edited`` and ``source`` real [1, C, F, h, w]; ``outcome`` int32 [1]: if
-        it is not 0 every token is kept; written: ``importance`` float32 [F, h, w] in [0, 1],
-        ``peak`` float32 [1], ``keep_index`` and ``token_row`` int32 [L], ``kept`` uint8 [L],
-        ``counts`` int32 [2], tokens selected and tokens kept.
+        it is not 0 every token is kept, unless the policy has a budget; written: ``importance``
+        float32 [F, h, w] in [0, 1], ``peak`` float32 [1], ``keep_index`` and ``token_row`` int32
+        [L], ``kept`` uint8 [L], ``counts`` int32 [2], tokens selected and tokens kept.
         """
 
     def synchronize(self) -> None:

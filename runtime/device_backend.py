@@ -503,7 +503,8 @@ class DeviceBackend:
         share = h * w if policy.mode == "released" else h * w // 4
         self.stream.launch(
             "select_tokens",
-            *(at[n] for n in ("importance", "outcome")),
+            at["importance"],
+            0 if policy.token_budget else at["outcome"],
             self._at["own.select"],
             *(at[n] for n in ("keep_index", "token_row", "kept", "counts")),
             0,

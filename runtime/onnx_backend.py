@@ -268,7 +268,7 @@ class OnnxBackend(HostOrder):
 
     def choose_tokens(self, choice: TokenChoice, buffers: Mapping[str, str]) -> None:
         a = self._named(buffers)
-        everything = bool(a["outcome"][0])
+        everything = bool(a["outcome"][0]) and choice.policy.token_budget is None
         for name, value in choice.results(a["edited"], a["source"], everything=everything).items():
             a[name][...] = value
 

@@ -162,6 +162,32 @@ def test_a_latent_that_is_not_finite_is_replaced(
         assert_same(poisoned(host_backend(host_library, order), bundles["taehv"], policy), want)
 
 
+@pytest.mark.parametrize(("budget", "following"), [(None, 72), (20, 20)])
+def test_the_chunk_after_a_replaced_one(
+    bundles: dict[str, Path], host_library: ctypes.CDLL, budget: int | None, following: int
+) -> None:
+    """It is full, but for a number of tokens that the host has fixed."""
+    policy = MaskCachePolicy(keep_ratio=0.6, token_budget=budget)
+
+    def run(backend: DeviceBackend | TwinBackend) -> list[EditedChunk]:
+        with open_editor(
+            bundles["taehv"], backend, on_non_finite="last-good", mask_cache=policy
+        ) as editor:
+            editor.set_prompt(PROMPT)
+            chunks = editor.push(CLIP[:24])
+            good = backend.read("cross_v_01").copy()
+            backend.write("cross_v_01", np.nan)
+            chunks += editor.push(CLIP[24:36])
+            backend.write("cross_v_01", good)
+            return chunks + editor.push(CLIP[36:60]) + editor.flush()
+
+    want = run(TwinBackend(host_library))
+    assert [c.recovered for c in want[:4]] == [None, None, "last-good", None]
+    assert want[3].num_kept == following
+    for order in (None, max):
+        assert_same(run(host_backend(host_library, order)), want)
+
+
 def test_a_latent_that_is_not_finite_stops_the_stream(
     bundles: dict[str, Path], host_library: ctypes.CDLL
 ) -> None:
