@@ -224,8 +224,7 @@ def _tiny_dmd() -> TrainConfig:
     """A careful fine-tune: low rate, frozen words, and mostly the error against the target.
 
     With targets known, the regression term holds the student where it is good; the scores add
-    what a mean cannot have. At weight 1 they cost more than they gave: after 40 updates the
-    background had lost 0.3 dB.
+    what a mean cannot have. At weight 1 they cost more than they gave.
     """
     return TrainConfig(
         stage="dmd",
