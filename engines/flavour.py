@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from liveedit.errors import BackendError, UsageError
 
@@ -128,6 +128,24 @@ def check_targets(flavour: Flavour, targets: tuple[str, ...], present: str | Non
         raise UsageError(
             f"{flavour.name} builds for the GPU it runs on, {present}; it cannot build for {target}"
         )
+
+
+def context_settings(trt: Any, engine: Any) -> Any:
+    """What ``create_execution_context`` takes where activation memory is the caller's.
+
+    TensorRT-RTX compiles kernels on the device. By default it runs a slower one until the right
+    one is compiled in the background, and a captured graph would keep that; so it compiles first.
+    Contexts of one engine share what was compiled.
+    """
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    specialization = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+    if specialization is None:
+        return strategy
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+    config.set_runtime_cache(config.create_runtime_cache())
+    return config
 
 
 def child_environment(flavour: Flavour, private: Path) -> dict[str, str]:

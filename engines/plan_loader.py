@@ -47,6 +47,7 @@ class PlanEngine:
         sizes = {t.name: tensor_bytes(t, 0) for t in spec.outputs}
         self._sizes = {o: sizes[o] for o in self._copies}
         self._context_bytes = int(engine.device_memory_size_v2)
+        self._settings = flavours.context_settings(loader.trt, engine)
         self.activation_bytes = aligned(self._context_bytes) + sum(
             aligned(size) for size in self._sizes.values()
         )
@@ -79,8 +80,7 @@ class PlanEngine:
             self._place(key, 0 if self._counts else key)
 
     def _context(self, activation: int) -> Any:
-        strategy = self._loader.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        context = self._engine.create_execution_context(self._settings)
         if context is None:
             raise DeviceError(self._loader.sentence(f"no context for the plan of {self._graph}"))
         if self._context_bytes:
@@ -114,7 +114,7 @@ class PlanEngine:
 
     def close(self) -> None:
         self._contexts.clear()
-        self._engine = None
+        self._settings = self._engine = None
 
 
 class PlanLoader:

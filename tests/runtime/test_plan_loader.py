@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from toy_bundle import make_bundle
 
 from liveedit.bundle import Manifest, add_files
 from liveedit.engines import plan_loader
+from liveedit.engines.flavour import context_settings
 from liveedit.engines.plan import BuildInputs, BuildOptions, BuiltPlan, PlanSet, here
 from liveedit.engines.plan_loader import PlanLoader, check_memory
 from liveedit.errors import BackendError, BundleError
@@ -190,3 +192,33 @@ def test_a_plugin_library_that_is_missing_or_refused_is_named(
         plan_loader.load_plugins(trt, tmp_path / "python_plugins.py")
     with pytest.raises(BackendError, match=r"cannot load the plugin library .*plugins\.so"):
         plan_loader.load_plugins(trt, tmp_path / "libliveedit_plugins.so")
+
+
+def test_tensorrt_rtx_compiles_before_a_run_is_captured() -> None:
+    """The members that are set exist in the installed library."""
+    rtx = pytest.importorskip("tensorrt_rtx")
+
+    class Config:
+        allocation: Any = None
+        dynamic_shapes_kernel_specialization_strategy: Any = None
+        cache: Any = None
+
+        def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+            self.allocation = strategy
+
+        def create_runtime_cache(self) -> str:
+            return "a cache"
+
+        def set_runtime_cache(self, cache: str) -> None:
+            self.cache = cache
+
+    class Engine:
+        create_runtime_config = Config
+
+    assert all(hasattr(rtx.IRuntimeConfig, n) for n in vars(Config) if n.startswith(("set", "dyn")))
+    assert hasattr(rtx.ICudaEngine, "create_runtime_config")
+    settings = context_settings(rtx, Engine())
+    assert settings.allocation == rtx.ExecutionContextAllocationStrategy.USER_MANAGED
+    strategy = settings.dynamic_shapes_kernel_specialization_strategy
+    assert strategy == rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert settings.cache == "a cache"
