@@ -18,11 +18,18 @@ from liveedit.export import quantized_bundle
 from liveedit.export.calibration import calibrate, load_statistics, save_statistics
 from liveedit.export.clip_folder import read_folder, split
 from liveedit.export.edit_quality import Quality, compare
-from liveedit.export.graph_trial import Clip
-from liveedit.export.quantize import FORMATS, SiteScale
-from liveedit.export.quantized_bundle import QuantizeOptions, RefusedError, quantize_bundle
+from liveedit.export.graph_trial import Clip, load_step
+from liveedit.export.linears import linears
+from liveedit.export.quantize import FORMATS, SiteScale, sites
+from liveedit.export.quantized_bundle import (
+    QuantizeOptions,
+    RefusedError,
+    Report,
+    judge_speed,
+    quantize_bundle,
+)
 from liveedit.export.sensitivity import largest_set, rank
-from liveedit.export.verdict import Limits, clip_refusals
+from liveedit.export.verdict import Limits, Speed, Verdict, clip_refusals
 from liveedit.runtime import StreamEditor
 
 MakeClip = Callable[..., Path]
@@ -99,6 +106,24 @@ def test_one_block_at_a_time_and_without_a_verdict(
     assert main([*command, "--any-size", "--force"]) == 0
     note = read_manifest(bundle).notes["int8.verdict"]
     assert note == "refused, forced: it was not judged by any edit"
+
+
+def test_speed_is_measured_on_a_copy(bundle: Path) -> None:
+    found = linears(load_step(bundle, read_manifest(bundle), "fp16"))
+    report = Report(
+        format="int8", base="fp16", layers=tuple(found), left_out=(), scales={}, sensitivity=(),
+        verdict=Verdict(limits=Limits(), quality=()), calibration={},
+    )  # fmt: skip
+    scales = {t: SiteScale(4 / 127) for t in sites(found)}
+
+    def speed(copy: Path, base: str, quantised: str) -> Speed:
+        assert {base, quantised} <= set(read_manifest(copy).graphs)
+        return Speed(base_fps=1, quantised_fps=2)
+
+    before = sorted(bundle.parent.iterdir())
+    assert judge_speed(bundle, FORMATS["int8"], scales, report, speed).speedup == 2
+    assert "int8" not in read_manifest(bundle).graphs
+    assert sorted(bundle.parent.iterdir()) == before
 
 
 def test_a_bad_scale_is_refused_and_only_force_writes_it(
