@@ -7,7 +7,6 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from liveedit.distill.editor import by_part, joined, load_mean_weights, weights_
 from liveedit.distill.encode import load_codec
 from liveedit.distill.learner import Learner
 from liveedit.distill.loop import run
-from liveedit.distill.pair_cache import PairCache
-from liveedit.distill.pairs import PairFiles, read_pairs
+from liveedit.distill.pairs import read_pairs
 from liveedit.distill.pictures import Pictures
 from liveedit.distill.presets import PRESETS, Stage, TrainConfig, preset
 from liveedit.distill.stages import flow_loss
-from liveedit.distill.text_cache import fill_text_cache, text_folder
 from liveedit.distill.trainer import Trainer
+from liveedit.distill.training_data import coded_pairs, coded_scenes
 from liveedit.distill.watch import together
 from liveedit.errors import UsageError
 from liveedit.export.checkpoints import load_wan_base
@@ -211,62 +209,20 @@ def new_trainer(config: TrainConfig, options: argparse.Namespace) -> FlowTrainer
     return trainer
 
 
-def open_data(
-    trainer: Trainer, pairs: Sequence[PairFiles] | None, options: argparse.Namespace
-) -> None:
-    """Let the trainer read coded scenes; code the pairs that are not yet.
-
-    Raises:
-        UsageError: an option for that is missing, or clips do not match.
-    """
-    config, processes = trainer.config, trainer.processes
-    if pairs is None:
-        if config.cached_text:
-            trainer.texts.folder = text_folder(options.scenes)
-        trainer.open_scenes(options.scenes)
-        return
-    root = options.cache or options.data.with_suffix(".cache")
-    wants_wan = trainer.model.wan_vae is not None
-    if wants_wan and options.wan is None:
-        raise UsageError(f"clips of {config.model} are coded by the Wan VAE: give --wan DIR")
-    if not wants_wan and options.codec is None:
-        raise UsageError(f"clips of {config.model} are coded by its patch codec: give --codec FILE")
-    longest = max(phase.num_latent_frames for phase in config.phases)
-    cache = PairCache(
-        root,
-        trainer.model,
-        trainer.stream,
-        longest,
-        options.wan / "Wan2.1_VAE.pth" if wants_wan else options.codec,
-        processes.device,
-    )
-
-    def progress(done: int, total: int) -> None:
-        if processes.first and done % 20 == 0:
-            print(f"coding clips: {done} of {total} of this process", flush=True)
-
-    names = cache.fill(pairs, processes, progress)
-    if config.cached_text:
-        prompts = [config.dmd.negative_prompt, *(pair.instruction for pair in pairs)]
-        if processes.first:
-            fill_text_cache(root, prompts, options.wan, trainer.model, processes.device)
-        processes.gather(None)
-        # All is there by now: this only finds the place.
-        trainer.texts.folder = fill_text_cache(
-            root, prompts, options.wan, trainer.model, processes.device
-        )
-    trainer.open_scenes(root, names)
-
-
 def main(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     config = read_config(options)
-    pairs = read_pairs(options.data) if options.data else None
-    with together(alone=config.parallel == "shard"):
+    pairs = read_pairs(options.data) if options.data else []
+    with together(alone=config.parallel == "shard") as processes:
+        if pairs:
+            cache = options.cache or options.data.with_suffix(".cache")
+            data = coded_pairs(config, processes, pairs, cache, options.codec, options.wan)
+        else:
+            data = coded_scenes(config, options.scenes)
         trainer = new_trainer(config, options)
         if options.compile:
             trainer.compile()
-        open_data(trainer, pairs, options)
+        data.open(trainer)
         decodes = options.codec is not None and trainer.model.patch is not None
         codec = load_codec(options.codec, config.model) if decodes else None
         run(trainer, options.max_seconds, config.log_every, Pictures(trainer, codec).draw)

@@ -39,6 +39,7 @@ WAN_MODEL = replace(MODEL, name="mini-wan", patch=None, wan_vae=WanVAEConfig(bas
 def mini(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(config_module.MODELS, "mini", (MODEL, STREAM))
     monkeypatch.setitem(config_module.MODELS, "mini-wan", (WAN_MODEL, STREAM))
+    monkeypatch.setitem(config_module.MODELS, "other-wan", (WAN_MODEL, STREAM))
 
 
 @pytest.fixture
@@ -225,9 +226,9 @@ def test_three_stages_from_the_wan_base(
     student = load_dit(runs["dmd"] / "latest.pt", MODEL.dit)
     assert all(torch.isfinite(value).all() for value in student.values())
     # The wrong model's run is refused.
-    stages["foundation"] = replace(common, model="mini")
+    stages["foundation"] = replace(common, model="other-wan")
     assert train("foundation", "--wan", wan_folder) == 1
-    assert "is a run of model 'mini-wan', this is 'mini'" in capsys.readouterr().err
+    assert "is a run of model 'mini-wan', this is 'other-wan'" in capsys.readouterr().err
 
 
 def test_cached_text_equals_the_encoder(pair_list: Path, wan_folder: Path, tmp_path: Path) -> None:
