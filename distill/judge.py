@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from liveedit.distill.edits import Edit
-from liveedit.distill.palette import nearest_colour
 from liveedit.distill.scenes import Bytes
 from liveedit.evaluation.known_edits import named_colour_seen
-from liveedit.evaluation.quality import SURE, closer_to_target, flicker, psnr, region_colour, ssim
+from liveedit.evaluation.quality import SURE, closer_to_target, flicker, psnr, ssim
 
 SSIM_EVERY = 3  # frames: neighbours are alike, and it is the slowest figure
 _SHARES = ("named_colour", "closer_to_target", "done")
@@ -24,9 +23,7 @@ def judge(source: Bytes, edit: Edit, output: Bytes, reconstruction: Bytes) -> di
     ``named_colour``: is the region's median colour called by the name that was asked for? None for
     other kinds, and where the true result itself is not called so (print, shade). ``done``: did the
     named thing get the named change, which is that where it is known, and otherwise whether the
-    region is nearer to the true result than to the source. It is None where a colour band of real
-    footage is not called by its name even in the source (specks, a dark suit): nobody could say
-    what the words mean there.
+    region is nearer to the true result than to the source.
 
     Args:
         source: [T, H, W, 3].
@@ -47,7 +44,7 @@ def judge(source: Bytes, edit: Edit, output: Bytes, reconstruction: Bytes) -> di
         "instruction": edit.instruction,
         "named_colour": named,
         "closer_to_target": closer,
-        "done": None if unnameable(source, edit) else closer if named is None else named,
+        "done": closer if named is None else named,
         "region_psnr": psnr(output, target, sure),
         "region_psnr_unedited": psnr(source, target, sure),
         "region_psnr_codec": psnr(reconstruction, target, sure),
@@ -60,12 +57,6 @@ def judge(source: Bytes, edit: Edit, output: Bytes, reconstruction: Bytes) -> di
         "flicker": flicker(output, target),
         "flicker_codec": flicker(reconstruction, target),
     }
-
-
-def unnameable(source: Bytes, edit: Edit) -> bool:
-    """Whether a colour band, as it is in the source, is seen as another colour than it is told."""
-    colour = region_colour(source, edit.mask) if edit.kind == "band" else None
-    return colour is not None and nearest_colour(colour) != edit.colour
 
 
 def table(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float | int]]:

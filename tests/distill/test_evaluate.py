@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -35,14 +33,3 @@ def test_table_averages_what_is_there(squares: list[Scene]) -> None:
     assert cells["named_colour"] == 0.5
     # The source is exact outside the mask, infinitely so: only the other one counts.
     assert cells["background_psnr"] == pytest.approx(20 * np.log10(255 / 10), abs=1e-3)
-
-
-def test_a_band_that_nobody_would_name_is_not_asked_for(squares: list[Scene]) -> None:
-    scene = squares[0]
-    band = replace(scene.edits[0], kind="band")
-    assert judge(scene.source, band, band.target, band.target)["done"] is True
-    assert judge(scene.source, band, scene.source, band.target)["done"] is False
-    dark = (scene.source // 8).astype(np.uint8)  # red by its hue, black to anybody
-    row = judge(dark, band, band.target, band.target)
-    assert row["done"] is None
-    assert row["closer_to_target"] is True  # still told
