@@ -54,6 +54,9 @@ class Engine(Protocol):
 class ChunkOutput(Protocol):
     """Where one chunk arrives on the host. Belongs to the caller until `release`."""
 
+    def ready(self) -> bool:
+        """Whether everything asked for has arrived: nothing below would wait."""
+
     def results(self) -> Mapping[str, Array]:
         """The `result` region as `fetch_results` found it; waits for it. Not to be kept."""
 

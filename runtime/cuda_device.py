@@ -153,6 +153,13 @@ class CudaEvent:
         self._api = api
         self.handle = api("cudaEventCreateWithFlags", api.module.cudaEventDisableTiming)
 
+    def done(self) -> bool:
+        errors = self._api.module.cudaError_t
+        (status,) = self._api.module.cudaEventQuery(self.handle)
+        if status not in (errors.cudaSuccess, errors.cudaErrorNotReady):
+            raise DeviceError(self._api.sentence("cudaEventQuery", status))
+        return bool(status == errors.cudaSuccess)
+
     def wait(self) -> None:
         self._api("cudaEventSynchronize", self.handle)
 

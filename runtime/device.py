@@ -42,6 +42,9 @@ class Pinned(Protocol):
 class Event(Protocol):
     """A place in a stream's work; before its first record it has happened."""
 
+    def done(self) -> bool:
+        """Whether it has happened."""
+
     def wait(self) -> None:
         """Block until it has happened."""
 

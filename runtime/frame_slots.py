@@ -77,6 +77,10 @@ class FrameSlot:
 
     # What `ChunkOutput` promises
 
+    def ready(self) -> bool:
+        events = (self._results_event, *self._events[: len(self._stops)])
+        return all(event.done() for event in events)
+
     def results(self) -> Mapping[str, Array]:
         self._results_event.wait()
         raw = self._pinned.array(0, self._slots.results_bytes)

@@ -101,6 +101,14 @@ class HostEvent:
         self._device = device
         self.clock: Clock = {}
 
+    def done(self) -> bool:
+        device = self._device
+        device.forbid_in_capture("ask for an event")
+        if not _reached(device._done, self.clock):
+            return False
+        _merge(device.known, self.clock)
+        return True
+
     def wait(self) -> None:
         device = self._device
         device.forbid_in_capture("wait for an event")

@@ -21,6 +21,9 @@ class HostOutput:
         self.kept: dict[str, Array] = {}
         self.pixels: Frames = np.empty((num_frames, *layout.shape), dtype=np.uint8)
 
+    def ready(self) -> bool:
+        return True
+
     def results(self) -> Mapping[str, Array]:
         return self.kept
 

@@ -341,6 +341,21 @@ class StreamEditor:
                 break
         return chunks
 
+    def poll(self) -> list[EditedChunk]:
+        """The chunks that are finished by now, without waiting for any.
+
+        On a GPU a chunk would else be returned when the next one has been pushed.
+
+        Raises:
+            What `push` raises for a chunk.
+        """
+        self._check_open()
+        chunks: list[EditedChunk] = []
+        while self._submitted and self._submitted[0].out.ready():
+            if not self._finish(chunks):
+                break
+        return chunks
+
     def flush(self) -> list[EditedChunk]:
         """End the stream. Returns the rest: as many frames have come out as went in.
 

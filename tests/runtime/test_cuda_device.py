@@ -53,7 +53,11 @@ class FakeRuntime:
             assert len(arguments) == len([a for a in stated.split(",") if a]), signature
             self.calls.append((name, arguments))
             if name in self.failures:
-                return (self.failures[name], None)
+                return (self.failures[name],) if name == "cudaEventQuery" else (
+                    self.failures[name], None
+                )  # fmt: skip
+            if name == "cudaEventQuery":
+                return (OK,)
             result = self.results.get(name)
             return (OK, *result) if isinstance(result, tuple) else (OK, result)
 
@@ -98,6 +102,7 @@ def test_every_call_reaches_cuda_with_its_stream() -> None:
     stream.record(event)
     stream.wait(event)
     event.wait()
+    assert event.done()
     stream.synchronize()
     stream.begin_capture()
     stream.launch("noise", 1, 2, 3, 4, 0)
@@ -148,6 +153,17 @@ def test_a_failed_call_is_named(call: str, error: str, sentence: str) -> None:
         everything()
     if call == "cudaGraphInstantiate":
         assert fake.names()[-1] == "cudaGraphDestroy"
+
+
+def test_an_event_is_asked_for() -> None:
+    for error, outcome in (("cudaErrorNotReady", False), ("cudaErrorLaunchFailure", None)):
+        device, _ = device_on(FakeRuntime(cudaEventQuery=error))
+        event = device.event()
+        if outcome is None:
+            with pytest.raises(DeviceError, match="cudaEventQuery failed with cudaErrorLaunch"):
+                event.done()
+        else:
+            assert event.done() is outcome
 
 
 def test_a_kernel_that_is_not_launched_is_named() -> None:

@@ -497,6 +497,21 @@ def test_nv12(bundles: dict[str, Path], host_library: ctypes.CDLL, matrix: Matri
         PixelFormat("nv12", matrix="bt2020")  # type: ignore[arg-type]
 
 
+def test_finished_chunks_can_be_had_at_once(
+    bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
+) -> None:
+    for order, finished in ((None, 1), (min, 0)):
+        with open_editor(bundles["taehv"], host_backend(host_library, order)) as editor:
+            editor.set_prompt(PROMPT)
+            assert editor.poll() == []
+            chunks = editor.push(CLIP[:24])
+            assert len(chunks) == 1
+            polled = editor.poll()
+            assert len(polled) == finished
+            chunks += polled + editor.push(CLIP[24:]) + editor.poll() + editor.flush()
+            assert_same(chunks, expected["taehv"])
+
+
 def test_low_latency(
     bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
 ) -> None:
