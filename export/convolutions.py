@@ -8,15 +8,12 @@ channel. Biases, shortcuts, attention, resampling and both ends stay in high pre
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
 
-from liveedit.export.lazy import lazy_value
-from liveedit.export.linears import stored
-from liveedit.export.quantize import Format, _activation_pair, rounded
+from liveedit.export.quantize import Format, activation_pair, rounded
+from liveedit.export.weight_only import widened
 
 _RESIDUAL = re.compile(r"((?:encoder|decoder)\..+\.residual\.[26])/Conv_\d+")
 
@@ -64,36 +61,9 @@ def quantise_convolutions(model: ir.Model, amax: Mapping[str, float], form: Form
         assert x.dtype is not None
         assert weight is not None
         scale = rounded(amax[name] / form.largest, x.dtype.numpy())
-        conv.replace_input_with(0, _activation_pair(model, x, scale, form))
-        conv.replace_input_with(1, _weight(model, name, weight, conv, form))
+        conv.replace_input_with(0, activation_pair(model, x, scale, form))
+        conv.replace_input_with(1, widened(model, weight, 0, form, conv))
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del model.graph.initializers[name]
     return len(found)
-
-
-def _weight(model: ir.Model, name: str, weight: ir.Value, conv: ir.Node, form: Format) -> ir.Value:
-    """A weight [out, in, ...] behind a DequantizeLinear with one scale per output channel."""
-    tensor, real = stored(weight), weight.dtype
-    assert tensor is not None
-    assert real is not None
-    data = tensor.numpy().astype(np.float32)
-    largest = np.abs(data).max(axis=tuple(range(1, data.ndim)))
-    scale = rounded(largest / form.largest, real.numpy())
-    column: Sequence[int] = (-1, *(1,) * (data.ndim - 1))
-
-    def make() -> np.ndarray[Any, Any]:
-        return form.encode(tensor.numpy().astype(np.float32) / scale.reshape(column))
-
-    def steps() -> np.ndarray[Any, Any]:
-        return scale.astype(real.numpy())
-
-    coded = lazy_value(make, form.dtype, list(tensor.shape), f"{name}.weight.{form.name}")
-    step = lazy_value(steps, real, [len(scale)], f"{name}.weight.scale")
-    for value in (coded, step):
-        model.graph.initializers[value.name or ""] = value
-    node = ir.node("DequantizeLinear", [coded, step], {"axis": 0}, name=f"{name}/Dequantize")
-    node.outputs[0].name = f"{name}.weight.dequantised"
-    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(real), weight.shape
-    model.graph.insert_before(conv, node)
-    return node.outputs[0]

@@ -116,7 +116,7 @@ def quantise(
         if factor is not None:
             x = smooth(model, x, factor, [r for r in found.values() if r.x is x], chosen)
         scale = rounded(site.scale, real.numpy())
-        pair = _activation_pair(model, x, scale, form)
+        pair = activation_pair(model, x, scale, form)
         for reader in readers:
             _bias_as_row(model, reader, _mean_error(reader, site, form))
             reader.node.replace_input_with(0, pair)
@@ -139,7 +139,7 @@ def _zero(model: ir.Model, form: Format) -> ir.Value:
     return _initializer(model, f"{form.name}.zero_point", np.zeros((), form.dtype.numpy()))
 
 
-def _activation_pair(model: ir.Model, x: ir.Value, scale: Array, form: Format) -> ir.Value:
+def activation_pair(model: ir.Model, x: ir.Value, scale: Array, form: Format) -> ir.Value:
     assert x.dtype is not None
     step = _initializer(model, f"{x.name}.scale", scale.astype(x.dtype.numpy()))
     zero = _zero(model, form)

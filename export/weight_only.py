@@ -18,7 +18,7 @@ from liveedit.export.linears import linears, stored
 from liveedit.export.quantize import Format, rounded
 
 EMBEDDING = "token_embedding.weight"
-_ROWS = 4096  # of a table in memory at a time, while its scales are sought
+_ROWS = 4096  # of a weight that are in float32 at a time
 
 
 def store_in_eight_bits(model: ir.Model, form: Format) -> int:
@@ -29,12 +29,12 @@ def store_in_eight_bits(model: ir.Model, form: Format) -> int:
     """
     count = 0
     for layer in linears(model).values():
-        layer.node.replace_input_with(1, _widened(model, layer.weight, 1, form, layer.node))
+        layer.node.replace_input_with(1, widened(model, layer.weight, 1, form, layer.node))
         count += 1
     for node in list(model.graph):
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and (table.name or "").startswith(EMBEDDING):
-            node.replace_input_with(0, _widened(model, table, 0, form, node))
+            node.replace_input_with(0, widened(model, table, 0, form, node))
             count += 1
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
@@ -42,10 +42,13 @@ def store_in_eight_bits(model: ir.Model, form: Format) -> int:
     return count
 
 
-def _widened(
+def widened(
     model: ir.Model, weight: ir.Value, axis: int, form: Format, reader: ir.Node
 ) -> ir.Value:
-    """``weight`` [a, b] behind a DequantizeLinear with a scale for each entry of ``axis``."""
+    """``weight`` behind a DequantizeLinear with a scale for each entry of ``axis``, 0 or its last.
+
+    Its eight-bit form is made when it is written.
+    """
     tensor, real = stored(weight), weight.dtype
     assert tensor is not None
     assert real is not None
@@ -54,10 +57,12 @@ def _widened(
     def make() -> np.ndarray[Any, Any]:
         data = tensor.numpy()
         out = np.empty(data.shape, form.dtype.numpy())
+        rows = scale.reshape(-1, *(1,) * (data.ndim - 1))
         for start in range(0, len(data), _ROWS):
-            rows = data[start : start + _ROWS].astype(np.float32)
-            steps = scale[start : start + _ROWS, None] if axis == 0 else scale
-            out[start : start + _ROWS] = form.encode(rows / steps)
+            steps = rows[start : start + _ROWS] if axis == 0 else scale
+            out[start : start + _ROWS] = form.encode(
+                data[start : start + _ROWS].astype(np.float32) / steps
+            )
         return out
 
     name, graph = f"{weight.name}", model.graph
@@ -78,10 +83,10 @@ def _constantly(array: np.ndarray[Any, Any]) -> Callable[[], np.ndarray[Any, Any
 
 
 def _largest(tensor: ir.TensorProtocol, axis: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Largest magnitude of each column (axis 1) or row (axis 0), a few rows at a time."""
+    """Largest magnitude of each entry of an axis, a few rows at a time."""
     data, found = tensor.numpy(), []
+    others = tuple(i for i in range(data.ndim) if i != axis)
     for start in range(0, len(data), _ROWS):
-        rows = np.abs(data[start : start + _ROWS]).astype(np.float32)
-        found.append(rows.max(axis=1 - axis))
-    joined = np.max(found, axis=0) if axis == 1 else np.concatenate(found)
+        found.append(np.abs(data[start : start + _ROWS]).astype(np.float32).max(axis=others))
+    joined = np.concatenate(found) if axis == 0 else np.max(found, axis=0)
     return np.asarray(joined, np.float32)
