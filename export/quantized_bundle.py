@@ -102,7 +102,9 @@ def check_target(root: Path, manifest: Manifest, form: Format, base: str, overwr
         UsageError: the precision is there already.
         BundleError: a file of the base graph was changed.
     """
-    if form.name in manifest.graphs and not overwrite:
+    # The precision may be there with other networks quantised and the base's step.
+    step = manifest.graphs.get(form.name, {}).get(STEP)
+    if step is not None and step.file.startswith(f"{form.name}/") and not overwrite:
         raise UsageError(
             f"{root} holds {form.name} graphs already; add --overwrite to replace them"
         )

@@ -22,7 +22,7 @@ from liveedit.export.convolutions import residual_convolutions
 from liveedit.export.graph_trial import Clip
 from liveedit.export.part_precision import quantize_text, quantize_vae
 from liveedit.export.quantize import FORMATS
-from liveedit.export.quantized_bundle import RefusedError, other_parts
+from liveedit.export.quantized_bundle import RefusedError, check_target, other_parts
 from liveedit.export.sources import random_sources
 from liveedit.export.weights import weight_bytes
 from liveedit.runtime import StreamEditor
@@ -158,6 +158,7 @@ def test_bundles_that_cannot_do_it(bundle: Path, micro_bundle: Path, tmp_path: P
     )
     with pytest.raises(UsageError, match=r"made from fp16, not from fp32. Add --base fp16"):
         quantize_text(bundle, INT8, "fp32", ["red"])
+    check_target(bundle, read_manifest(bundle), INT8, "fp32", overwrite=False)  # its step is free
 
 
 @pytest.mark.slow
