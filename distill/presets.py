@@ -154,38 +154,18 @@ _PATCH_CODEC_WEIGHTS = (
 )
 
 
-def _tiny_phases() -> tuple[PhaseConfig, ...]:
-    """Single latents teach the words, blocks the motion, two blocks the use of the past.
+def _tiny_foundation() -> TrainConfig:
+    """Full attention: single latents, which teach words fastest, then whole clips in turn.
 
-    Nothing teaches words as fast as many small samples: the last part goes back to them four times
-    out of five, so that the long clips at its side do not cost what was learnt.
+    What an edit does is decided at the first of the stream's steps, where the noise hides
+    everything but source and words: most timesteps are drawn there.
     """
-    cycles, high, low = 85, 6e-4, 4e-5
-    phases = [
-        PhaseConfig(steps=2800, num_latent_frames=1, batch_size=24, crop_columns=20),
-        PhaseConfig(steps=400, num_latent_frames=3, batch_size=12, lr_end=5e-4),
-        PhaseConfig(steps=100, num_latent_frames=6, batch_size=4, on_policy=0.3, lr_end=high),
-    ]
+    cycles, high, low = 70, 7e-4, 3e-4
+    phases = [PhaseConfig(steps=8000, num_latent_frames=1, batch_size=24, crop_columns=20)]
     for cycle in range(1, cycles + 1):
         rate = high + (low - high) * cycle / cycles
         phases += [
             PhaseConfig(steps=8, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate),
-            PhaseConfig(steps=2, num_latent_frames=6, batch_size=4, on_policy=0.3, lr_end=rate),
-        ]
-    return tuple(phases)
-
-
-def _tiny_foundation() -> TrainConfig:
-    """Full attention: mostly single latents, which teach words fastest, then whole clips in turn.
-
-    The rate holds for half of the run, then falls.
-    """
-    cycles, high, low = 450, 7e-4, 1.5e-4
-    phases = []
-    for cycle in range(1, cycles + 1):
-        rate = high + (low - high) * max(0.0, 2 * cycle / cycles - 1)
-        phases += [
-            PhaseConfig(steps=16, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate),
             PhaseConfig(steps=2, num_latent_frames=6, batch_size=4, lr_end=rate),
         ]
     return TrainConfig(
@@ -193,7 +173,10 @@ def _tiny_foundation() -> TrainConfig:
         seed=7,
         lr=high,
         warmup_steps=200,
-        save_every=150,
+        step_share=0.8,
+        first_step_share=0.75,
+        rephrase=0.6,
+        save_every=100,
         channel_weights=_PATCH_CODEC_WEIGHTS,
         phases=tuple(phases),
     )
@@ -201,20 +184,24 @@ def _tiny_foundation() -> TrainConfig:
 
 def _tiny_causal() -> TrainConfig:
     """Teacher forcing from the foundation's weights; single latents keep the words alive."""
-    cycles, high, low = 90, 3e-4, 4e-5
+    cycles, high, low = 106, 5.5e-4, 2e-5
     phases = []
     for cycle in range(1, cycles + 1):
         rate = high + (low - high) * cycle / cycles
         phases += [
-            PhaseConfig(steps=6, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate),
+            PhaseConfig(steps=16, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate),
             PhaseConfig(steps=2, num_latent_frames=6, batch_size=4, on_policy=0.3, lr_end=rate),
         ]
     return TrainConfig(
         stage="causal",
-        seed=11,
+        seed=8,
         lr=high,
-        warmup_steps=40,
-        save_every=80,
+        warmup_steps=50,
+        edit_weight=8.0,
+        step_share=0.8,
+        rephrase=0.6,
+        first_step_share=0.65,
+        save_every=100,
         channel_weights=_PATCH_CODEC_WEIGHTS,
         phases=tuple(phases),
     )
@@ -333,12 +320,6 @@ def _smoke(stage: Stage) -> TrainConfig:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    "tiny": TrainConfig(
-        lr=1e-3,
-        warmup_steps=150,
-        channel_weights=_PATCH_CODEC_WEIGHTS,
-        phases=_tiny_phases(),
-    ),
     "tiny-foundation": _tiny_foundation(),
     "tiny-causal": _tiny_causal(),
     "tiny-dmd": _tiny_dmd(),
