@@ -10,21 +10,13 @@ import argparse
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liveedit.config import (
-    LIVEEDIT_1_3B,
-    DiTConfig,
-    StreamConfig,
-    TAEHVConfig,
-    WanVAEConfig,
-    to_dict,
-)
+from liveedit.config import StreamConfig, to_dict
 from liveedit.errors import LiveEditError, UsageError
 from liveedit.profiling.accounting import dit_pass, total_flops
 from liveedit.profiling.codec_accounting import (
@@ -34,10 +26,11 @@ from liveedit.profiling.codec_accounting import (
     wan_decode,
     wan_encode,
 )
+from liveedit.profiling.gpu_editor import Codec, editor
+from liveedit.profiling.gpu_setting import Figures, Setting, setting
 from liveedit.profiling.kernel_classes import kernel_class
 from liveedit.profiling.kernel_rates import cases, kernel_rates, library
 from liveedit.profiling.records import (
-    Figure,
     Record,
     distribution,
     new_record,
@@ -51,55 +44,6 @@ from liveedit.profiling.text_table import text_table
 if TYPE_CHECKING:
     from liveedit.profiling.bench_case import Case
     from liveedit.runtime.backend import Frames
-
-Figures = dict[str, Figure]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Sizes and device of a suite run."""
-
-    device: str
-    dtype: str
-    dit: DiTConfig
-    stream: StreamConfig
-    wan: WanVAEConfig
-    taehv: TAEHVConfig
-    rounds: int
-    bundle: Path | None
-
-    @property
-    def dry(self) -> bool:
-        return self.device == "cpu"
-
-
-def setting(*, dry_run: bool, bundle: Path | None) -> Setting:
-    """The official shape on the GPU, or a toy shape on the CPU."""
-    if not dry_run:
-        return Setting(
-            device="cuda",
-            dtype="bfloat16",
-            dit=LIVEEDIT_1_3B.dit,
-            stream=StreamConfig(local_attn_size=12, sink_size=3),
-            wan=WanVAEConfig(),
-            taehv=TAEHVConfig(),
-            rounds=20,
-            bundle=bundle,
-        )
-    return Setting(
-        device="cpu",
-        dtype="float32",
-        dit=DiTConfig(
-            dim=32, num_layers=2, num_heads=2, ffn_dim=48, freq_dim=16, text_dim=16, text_len=8
-        ),
-        stream=StreamConfig(
-            height_px=32, width_px=48, local_attn_size=12, sink_size=3, keep_bucket=4
-        ),
-        wan=WanVAEConfig(base_dim=4),
-        taehv=TAEHVConfig(encoder_width=4, decoder_widths=(8, 4, 4, 4)),
-        rounds=2,
-        bundle=bundle,
-    )
 
 
 def machine(s: Setting) -> Figures:
@@ -255,64 +199,6 @@ def backends(s: Setting) -> Figures:
     return out
 
 
-def editor(s: Setting) -> Figures:
-    """The official editor with random weights: exported, plans built, end to end."""
-    from liveedit.profiling.bench_case import Case, figures, run_case
-    from liveedit.runtime.backends import GPU_BACKENDS
-    from liveedit.runtime.mask_cache import Mode
-
-    out: Figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = Path(folder) / "bundle"
-        config, names = ("tiny", ("onnxruntime",)) if s.dry else ("liveedit-1.3b", GPU_BACKENDS)
-        arguments = ["--random-weights", "0", "--no-text-encoder", "--precision", "fp16"]
-        arguments += ["--window", "12", "--sink", "3", "-o", str(bundle)]
-        _liveedit("export", "--config", config, *arguments)
-        for flavour in () if s.dry else ("tensorrt", "tensorrt-rtx"):
-            try:
-                _liveedit("build", str(bundle), "--flavour", flavour, "--keep", "0.3,0.1")
-            except LiveEditError as error:
-                print(error)
-        masks: tuple[tuple[Mode, float], ...] = (("off", 1), ("released", 0.3), ("released", 0.1))
-        for name in names:
-            for mask, keep in masks[: 1 if s.dry else 3]:
-                chunks, warmup = (2, 1) if s.dry else (30, None)
-                case = Case(bundle=bundle, backend=name, keep=keep, chunks=chunks, warmup=warmup)
-                label = f"{name}.{mask}" + ("" if mask == "off" else f"-{keep:g}")
-                try:
-                    result = run_case(replace(case, mask=mask))
-                except LiveEditError as error:
-                    print(f"{label}: {error}")
-                    break
-                times = [c.ms for c in result.chunks]
-                out[f"{label}.fps"] = single(result.fps, "frame/s", "higher")
-                out[f"{label}.chunk_ms"] = distribution(times, "ms", "lower")
-                out[f"{label}.realised_keep"] = single(result.realised_keep, "share of tokens")
-                # The device's time of each stage, from a run of its own that waits for it.
-                stages = figures(run_case(replace(case, mask=mask, wait_stages=True, chunks=5)))
-                out |= {
-                    f"{label}.{name}": figure
-                    for name, figure in stages.items()
-                    if name.startswith(("stage_ms.", "dit_ms"))
-                }
-    if not out:
-        raise LiveEditError("no GPU backend ran; what each said is above")
-    return out
-
-
-def _liveedit(*arguments: str) -> None:
-    """A command of the package, in a process of its own.
-
-    Raises:
-        LiveEditError: it failed; with the last it said.
-    """
-    command = [sys.executable, "-m", "liveedit", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise LiveEditError(f"liveedit {arguments[0]}: {said[-1] if said else done.returncode}")
-
-
 def _backend_figures(label: str, case: Case, expected: Frames | None) -> tuple[Figures, Frames]:
     """Speed of a case, and how its frames differ from those expected. Also those frames."""
     import numpy as np
@@ -349,18 +235,28 @@ class Part:
     limit_s: int
 
 
+def _editor(codec: Codec, window: int, limit_s: int) -> dict[str, Part]:
+    """The part that runs one editor. It ends itself before the limit, to keep what it has."""
+    return {f"editor-w{window}-{codec}": Part(editor(codec, window, limit_s - 60), limit_s)}
+
+
 PARTS: dict[str, Part] = {
     "machine": Part(machine, 120),
     "kernels": Part(gpu_tests("plugins/test_gpu.py", "kernel"), 240),
     "device": Part(gpu_tests("runtime/test_gpu_device.py", "device"), 180),
-    "editor": Part(editor, 900),
+    **_editor("wan", 12, 900),
     "kernel-rates": Part(rates, 120),
     "reference-eager": Part(reference("eager"), 240),
     "backends": Part(backends, 500),
+    **_editor("taehv", 12, 600),
     "codecs": Part(codecs, 240),
     "masks": Part(masks, 180),
+    **_editor("wan", 21, 600),
+    **_editor("wan", 6, 600),
     "kernel-times": Part(kernel_times, 120),
     "reference-compile": Part(reference("compile"), 500),
+    **_editor("taehv", 21, 600),
+    **_editor("taehv", 6, 600),
 }
 
 

@@ -59,16 +59,16 @@ elif [ -z "${LIVEEDIT_LIBRARIES:-}" ] && command -v cmake > /dev/null; then
         > "$out/build.txt" 2>&1 \
         && export LIVEEDIT_LIBRARIES="$out/build" \
         || echo "host kernels were not built; see $out/build.txt"
+fi
+if [ -z "$dry" ] && [ -n "$bundle" ]; then
     # Plans for this GPU, in a copy: the bundle stays as it is.
-    if [ -n "$bundle" ]; then
-        cp -rT "$bundle" "$out/bundle" || exit 1
-        bundle=$out/bundle
-        for flavour in tensorrt tensorrt-rtx; do
-            timeout --kill-after=10 600 "$python" -m liveedit build "$bundle" --flavour "$flavour" \
-                > "$out/plans-$flavour.txt" 2>&1 \
-                || echo "no $flavour plans: $(tail -n 1 "$out/plans-$flavour.txt")"
-        done
-    fi
+    cp -rT "$bundle" "$out/bundle" || exit 1
+    bundle=$out/bundle
+    for flavour in tensorrt tensorrt-rtx; do
+        timeout --kill-after=10 600 "$python" -m liveedit build "$bundle" --flavour "$flavour" \
+            > "$out/plans-$flavour.txt" 2>&1 \
+            || echo "no $flavour plans: $(tail -n 1 "$out/plans-$flavour.txt")"
+    done
 fi
 
 failed=0

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from liveedit.profiling.gpu_parts import PARTS, main, run_part, setting
+from liveedit.errors import LiveEditError
+from liveedit.profiling.gpu_editor import editor
+from liveedit.profiling.gpu_parts import PARTS, main, run_part
+from liveedit.profiling.gpu_setting import setting
 from liveedit.profiling.records import read_record
 
 SUITE = Path(__file__).parents[2] / "profiling/gpu_suite.sh"
@@ -32,6 +35,21 @@ def test_every_backend_is_held_against_the_cpu(micro_bundle: Path) -> None:
     assert figures["onnxruntime.largest_difference"].value == 0
 
 
+def test_an_editor_of_every_window_and_codec(micro_bundle: Path) -> None:
+    names = [name for name in PARTS if name.startswith("editor-")]
+    assert names[0] == "editor-w12-wan"
+    assert set(names) == {f"editor-w{w}-{c}" for w in (6, 12, 21) for c in ("wan", "taehv")}
+    figures = run_part("editor-w6-wan", setting(dry_run=True, bundle=micro_bundle), "x").figures
+    for label in ("onnxruntime.off", "onnxruntime.released-0.3"):
+        assert figures[f"{label}.fps"].value > 0
+        assert f"{label}.stage_ms.decode" in figures
+
+
+def test_an_editor_part_without_time_fails(micro_bundle: Path) -> None:
+    with pytest.raises(LiveEditError, match="no backend ran"):
+        editor("wan", 6, -1)(setting(dry_run=True, bundle=micro_bundle))
+
+
 def test_official_shape_is_what_the_gpu_gets() -> None:
     s = setting(dry_run=False, bundle=None)
     assert (s.dit.dim, s.stream.local_attn_size, s.device) == (1536, 12, "cuda")
@@ -41,7 +59,7 @@ def test_list_and_bad_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(PARTS)
-    assert sum(int(line.split()[1]) for line in lines) <= 60 * 60
+    assert sum(int(line.split()[1]) for line in lines) <= 2 * 60 * 60
     assert main(["run", "backends", "--dry-run", "--out", str(tmp_path)]) == 2
     assert "no bundle was given" in capsys.readouterr().err
     assert suite().returncode == 2
