@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import signal
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,10 @@ from micro import MICRO, MICRO_WAN, make_bundle
 from native_libraries import cmake_build, given
 
 from liveedit.runtime.kernels import HOST_LIBRARY, load_kernels
+
+# A shell's background job ignores Ctrl-C, and so would the commands that tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def picture(number: int, height_px: int, width_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
