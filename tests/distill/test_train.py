@@ -11,17 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_runs import CODEC, MODEL, STREAM
 
-from liveedit import config as config_module
-from liveedit.config import (
-    DiTConfig,
-    ModelConfig,
-    PatchCodecConfig,
-    StreamConfig,
-    TextEncoderConfig,
-    from_dict,
-    to_dict,
-)
+from liveedit.config import from_dict, to_dict
 from liveedit.distill import train
 from liveedit.distill.batches import crop_start, draw_batch
 from liveedit.distill.edits import Scene
@@ -42,21 +34,6 @@ from liveedit.errors import CheckpointError, LiveEditError, UsageError
 from liveedit.models.dit import CausalWanDiT
 from liveedit.models.patch_codec import PatchCodec
 
-CODEC = PatchCodecConfig(width=8, num_blocks=1)
-MODEL = ModelConfig(
-    name="mini",
-    dit=DiTConfig(
-        dim=24, num_layers=2, num_heads=2, ffn_dim=32, freq_dim=16, text_dim=16, text_len=12
-    ),
-    text=TextEncoderConfig(
-        vocab_size=1024, dim=16, dim_attn=16, ffn_dim=16, num_heads=2, num_layers=1
-    ),
-    wan_vae=None,
-    patch=CODEC,
-)
-STREAM = StreamConfig(
-    height_px=32, width_px=32, num_frame_per_block=1, local_attn_size=3, sink_size=1
-)
 CONFIG = TrainConfig(
     model="mini",
     lr=8e-3,
@@ -67,11 +44,6 @@ CONFIG = TrainConfig(
         PhaseConfig(steps=200, num_latent_frames=2, batch_size=3, on_policy=0.3),
     ),
 )
-
-
-@pytest.fixture(autouse=True)
-def mini(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(config_module.MODELS, "mini", (MODEL, STREAM))
 
 
 @pytest.fixture
