@@ -38,6 +38,8 @@ OUTCOMES: tuple[OnNonFinite, ...] = ("stop", "last-good", "passthrough")  # outc
 # Places in a stream's control numbers, int64 [8]. The host writes the first two at its start.
 NEXT_CHUNK, SEED, CHUNK, FIRST_FRAME, WRITE_INDEX, COPY_SOURCE, COPY_TARGET, COPY_COUNT = range(8)
 
+WARM_UP_RUNS = 2  # of a body: a backend that captures does so at the second one
+
 KEEP_DIMENSION = "num_keep"  # the one dynamic dimension of a bundle
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from liveedit.bundle import GraphSpec, Manifest, TensorSpec
-from liveedit.runtime.backend import Backend, Binding, ChunkOutput, Engine, Frames
+from liveedit.runtime.backend import WARM_UP_RUNS, Backend, Binding, ChunkOutput, Engine, Frames
 from liveedit.runtime.tracing import NULL_TRACER, Tracer
 
 LoadGraph = Callable[[str, list[Binding]], Engine]
@@ -59,6 +59,15 @@ class StepGraphs:
         for buffer in self._caches:
             self._backend.zero(buffer)
 
+    def warm_up(self) -> None:
+        """Run every graph until a backend that captures has captured it. Leaves no state."""
+        for name in self._names:
+            first = name != self._names[-1]
+            for side in (0,) if first else (0, 1):
+                for _ in range(WARM_UP_RUNS):
+                    self._backend.replay((name, side), partial(self._engines[name].run, side=side))
+        self.reset()
+
     @property
     def graph(self) -> str:
         """The graph that the next call runs; its buffers are called ``graph.tensor``."""
@@ -98,6 +107,13 @@ class StreamingCodec:
             self._encoder.reset()
         with self._backend.stage("decode"):
             self._decoder.reset()
+
+    def warm_up(self) -> None:
+        """Before the first frame: every graph captured, where the backend captures."""
+        with self._backend.stage("encode"):
+            self._encoder.warm_up()
+        with self._backend.stage("decode"):
+            self._decoder.warm_up()
 
     @property
     def group_frames(self) -> int:

@@ -11,6 +11,7 @@ from liveedit.bundle import Manifest
 from liveedit.runtime.backend import (
     NEXT_CHUNK,
     SEED,
+    WARM_UP_RUNS,
     Backend,
     ChunkOutput,
     OnNonFinite,
@@ -122,6 +123,28 @@ class Denoiser:
         backend.write("rope_cos", self._rope.cos)
         backend.write("rope_sin", self._rope.sin)
         self._start_stream()
+
+    def warm_up(self) -> None:
+        """Before the first chunk: captured for every number of tokens that the policy can choose.
+
+        Only where the backend captures: elsewhere it runs passes for nothing. Waits.
+        """
+        backend, counts = self._backend, self._choice.sizes()
+        if not self._choice.pruned_passes:
+            counts = counts[-1:]
+        with backend.stage("dit"):
+            for rows in sorted({self._dit_step.rows(count) for count in counts}):
+                # No row past those that are there, whatever the run before it has chosen.
+                row = np.arange(self._tokens, dtype=np.int32)
+                for _ in range(WARM_UP_RUNS):
+                    backend.write("keep_index", row)
+                    backend.write("token_row", np.where(row < rows, row, -1))
+                    backend.write("counts", np.array([rows, rows], dtype=np.int32))
+                    backend.replay(("denoise", rows), partial(self._denoise, rows))
+            for _ in range(WARM_UP_RUNS):
+                backend.replay("finish", self._finish)
+        self.reset()
+        backend.synchronize()
 
     def reset(self) -> None:
         """Chunk 0, nothing remembered. Every chunk submitted was collected."""

@@ -96,6 +96,7 @@ class StreamEditor:
         on_non_finite: OnNonFinite = "stop",
         on_frames: OnFrames | None = None,
         pixel_format: PixelFormat = RGB,
+        prewarm: bool = False,
         tracer: Tracer = NULL_TRACER,
     ) -> None:
         """Load every graph of one precision and allocate every buffer. See `open`.
@@ -119,6 +120,9 @@ class StreamEditor:
         self._lost: DeviceError | None = None
         try:
             self._load(root, precision, backend, mask_cache, seed, on_non_finite)
+            if prewarm and backend.on_device:
+                self._codec.warm_up()
+                self._denoiser.warm_up()
         except BaseException:
             self.close()
             raise
@@ -178,6 +182,7 @@ class StreamEditor:
         on_non_finite: OnNonFinite = "stop",
         on_frames: OnFrames | None = None,
         pixel_format: PixelFormat = RGB,
+        prewarm: bool = False,
         tracer: Tracer = NULL_TRACER,
     ) -> Self:
         """Open a bundle.
@@ -204,6 +209,8 @@ class StreamEditor:
                 from there on, as each latent frame is decoded, before its chunk is returned. The
                 frames are those of the chunk.
             pixel_format: of the frames that go in and come out.
+            prewarm: on a GPU, capture here all that a chunk can need, for every number of tokens
+                that the mask cache can keep, so that no chunk pays for it.
             tracer: sees every stage; see docs/architecture.md, "Ranges".
 
         Raises:
@@ -239,6 +246,7 @@ class StreamEditor:
             on_non_finite=on_non_finite,
             on_frames=on_frames,
             pixel_format=pixel_format,
+            prewarm=prewarm,
             tracer=tracer,
         )
 

@@ -219,6 +219,45 @@ def test_nothing_is_allocated_or_waited_for_in_the_steady_state(tmp_path: Path) 
         assert not (backend.counts - calls).keys() - {"graph launch"}
 
 
+@pytest.mark.parametrize("codec", ["taehv", "wan_vae"])
+@pytest.mark.parametrize("order", ["at once", "random"])
+def test_a_prewarmed_stream_captures_nothing_and_is_the_same(
+    bundles: dict[str, Path],
+    expected: dict[str, list[EditedChunk]],
+    host_library: ctypes.CDLL,
+    codec: Codec,
+    order: str,
+) -> None:
+    """Also where the number of tokens changes from chunk to chunk, and after a reset."""
+    backend = host_backend(host_library, ORDERS[order])  # type: ignore[arg-type]
+    counts = device_of(backend).counts
+    with open_editor(bundles[codec], backend, prewarm=True) as editor:
+        captured = counts["capture"]
+        # Nine numbers of tokens, the clean pass, and two sides of each codec step.
+        assert captured >= 9 + 1 + 2 + 2
+        for _ in range(2):
+            editor.set_prompt(PROMPT)
+            assert_same(editor.push(CLIP) + editor.flush(), expected[codec])
+            editor.reset()
+        assert counts["capture"] == captured
+
+
+def test_prewarming_a_fixed_number_of_tokens(tmp_path: Path) -> None:
+    make_bundle(tmp_path, stream=micro_stream())
+    device = HostDevice(None)
+    policy = MaskCachePolicy(token_budget=8)
+    backend = DeviceBackend(device, NullLoader())
+    with open_editor(tmp_path, backend, mask_cache=policy, prewarm=True) as editor:
+        bodies = {
+            key[1] for key in backend._graphs if isinstance(key, tuple) and key[0] == "denoise"
+        }
+        assert bodies == {8, 18}
+        captured = device.counts["capture"]
+        editor.set_prompt(PROMPT)
+        editor.push(moving_clip(60, 32, 48))
+        assert device.counts["capture"] == captured
+
+
 def test_addresses_never_move_and_sizes_are_as_computed(
     bundles: dict[str, Path], host_library: ctypes.CDLL
 ) -> None:
