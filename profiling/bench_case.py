@@ -40,6 +40,7 @@ class Case:
     precision: str | None = None
     mask: Mode = "released"
     keep: float = 0.3
+    token_budget: int | None = None  # of pruned passes; None: what the keep ratio makes
     chunks: int = 20
     warmup: int | None = None
     threads: int | None = None
@@ -58,7 +59,7 @@ class Case:
 
     @property
     def policy(self) -> MaskCachePolicy:
-        return MaskCachePolicy(mode=self.mask, keep_ratio=self.keep)
+        return MaskCachePolicy(mode=self.mask, keep_ratio=self.keep, token_budget=self.token_budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,8 @@ class CaseResult:
     def label(self) -> str:
         c = self.case
         mask = "mask off" if c.mask == "off" else f"{c.mask} keep {c.keep:g}"
-        return f"{self.manifest.model.name} {c.backend} {self.precision} {mask}"
+        budget = f" budget {c.token_budget}" if c.token_budget else ""
+        return f"{self.manifest.model.name} {c.backend} {self.precision} {mask}{budget}"
 
     @property
     def tokens(self) -> int:
@@ -247,6 +249,7 @@ def configuration(result: CaseResult) -> dict[str, Any]:
         "precision": result.precision,
         "mask": case.mask,
         "keep": case.keep if case.mask != "off" else 1.0,
+        **({"token_budget": case.token_budget} if case.token_budget else {}),
         "threads": case.threads or 0,
         "source": case.video.name if case.video else "moving square",
         "included": "upload, encode, DiT, decode, download; no file I/O, no text encoder",
@@ -342,4 +345,5 @@ def part_name(result: CaseResult) -> str:
     mask = c.mask if c.mask == "off" else f"{c.mask}-{c.keep:g}"
     threads = f"-t{c.threads}" if c.threads else ""
     window = result.manifest.stream.local_attn_size
+    mask += f"-{c.token_budget}tokens" if c.token_budget else ""
     return f"{result.manifest.model.name}-w{window}-{c.backend}-{result.precision}-{mask}{threads}"

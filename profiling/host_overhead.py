@@ -126,7 +126,8 @@ def _device(
     """
     device = HostDevice(None)
     budget = max(1, int(manifest.stream.block_seq_length * policy.keep_ratio))
-    policy = replace(policy, token_budget=policy.token_budget or budget)
+    if policy.mode != "off":
+        policy = replace(policy, token_budget=policy.token_budget or budget)
     backend = DeviceBackend(device, NullLoader())
     times, calls = [], []
     with StreamEditor(bundle, manifest, backend, precision=precision, mask_cache=policy) as editor:

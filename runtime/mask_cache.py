@@ -53,8 +53,17 @@ class MaskCachePolicy:
                 f"keep_ratio must be above 0 and at most 1, got {self.keep_ratio}; "
                 "turn the mask cache off with mode 'off'"
             )
-        if self.token_budget is not None and self.token_budget < 1:
-            raise UsageError(f"token_budget must be at least 1, got {self.token_budget}")
+        if self.token_budget is not None:
+            if self.token_budget < 1:
+                raise UsageError(
+                    f"a token budget must be at least 1, got {self.token_budget}; "
+                    "leave it out to keep what the keep ratio makes"
+                )
+            if self.mode == "off":
+                raise UsageError(
+                    f"a token budget of {self.token_budget} has no meaning with the mask cache "
+                    "off; leave it out, or choose mode released or paper"
+                )
         if self.importance_dtype not in ("float32", "bfloat16"):
             raise UsageError(
                 f"importance_dtype {self.importance_dtype!r}; there are float32, bfloat16"
@@ -184,7 +193,8 @@ class TokenChoice:
         tokens = stream.block_seq_length
         if policy.token_budget is not None and policy.token_budget > tokens:
             raise UsageError(
-                f"token_budget {policy.token_budget} is more than the {tokens} tokens of a chunk"
+                f"a token budget of {policy.token_budget} is more than the {tokens} tokens of a "
+                f"chunk; choose 1 to {tokens}"
             )
         everything = np.arange(tokens, dtype=np.int32)
         self.full = KeepSet(

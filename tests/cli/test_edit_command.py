@@ -160,6 +160,9 @@ def test_a_bad_prompt_is_refused(bundle, out, make_clip, capsys, prompt, says):
     ("more", "code", "says"),
     [
         (("--keep-ratio", "0"), 2, "keep_ratio"),
+        (("--token-budget", "0"), 2, "a token budget must be at least 1, got 0"),
+        (("--token-budget", "9999"), 2, "a token budget of 9999 is more than the"),
+        (("--token-budget", "9", "--mask-cache", "off"), 2, "no meaning with the mask cache off"),
         (("--threads", "0"), 2, "threads must be at least 1"),
         (("--backend", "abacus"), 1, "no backend 'abacus'"),
         (("--precision", "int3"), 1, "holds no int3 graphs"),

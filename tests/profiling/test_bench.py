@@ -107,6 +107,17 @@ def test_command_writes_records_and_pictures(
     assert "cannot be compared: part is" in capsys.readouterr().err
 
 
+def test_a_fixed_token_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["bench", "--backend", "null", "--chunks", "2", "--warmup", "2"]
+    assert main([*args, "--token-budget", "16", "--sweep", "mask-cache=paper,off"]) == 0
+    records = json.loads(capsys.readouterr().out.splitlines()[-1])["records"]
+    assert [r["configuration"].get("token_budget") for r in records] == [16, None]
+    assert "-16tokens" in records[0]["part"]
+    assert records[0]["figures"]["realised_keep"]["value"] < 1
+    assert main([*args, "--token-budget", "99999"]) == 2
+    assert "a token budget of 99999 is more than the" in capsys.readouterr().err
+
+
 LAYERS = Path(__file__).parents[2] / "profiling/records/layers-tiny-full.json"
 
 

@@ -217,7 +217,7 @@ def test_refusals() -> None:
     with pytest.raises(UsageError, match="pruned pass 0"):
         MaskCachePolicy(pruned_passes=(0,)).passes(4)
     assert MaskCachePolicy(mode="paper", pruned_passes=(0,)).passes(4) == {0}
-    with pytest.raises(UsageError, match="token_budget must be at least 1"):
+    with pytest.raises(UsageError, match="a token budget must be at least 1, got 0"):
         MaskCachePolicy(token_budget=0)
     with pytest.raises(UsageError, match="more than the 45 tokens"):
         TokenChoice(STREAM, MaskCachePolicy(token_budget=46), 4)

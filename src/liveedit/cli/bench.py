@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from liveedit.bundle import write_atomic
+from liveedit.cli.edit import add_token_budget
 from liveedit.config import to_dict
 from liveedit.errors import UsageError
 from liveedit.profiling import bench_report, host_overhead, pass_speed, reference_speed
@@ -42,6 +43,7 @@ SWEEPS = {
     "precision": ("precision", str),
     "mask-cache": ("mask", str),
     "keep-ratio": ("keep", float),
+    "token-budget": ("token_budget", int),
     "threads": ("threads", int),
 }
 
@@ -59,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="default: every core")
     parser.add_argument("--mask-cache", choices=("off", "released", "paper"), default="released")
     parser.add_argument("--keep-ratio", type=float, default=0.3, metavar="X")
+    add_token_budget(parser)
     parser.add_argument("--chunks", type=int, default=20, help="measured; default: %(default)s")
     parser.add_argument(
         "--warmup", type=int, metavar="CHUNKS", help="default: what fills the attention window"
@@ -140,6 +143,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
         precision=options.precision,
         mask=options.mask_cache,
         keep=options.keep_ratio,
+        token_budget=options.token_budget,
         chunks=options.chunks,
         warmup=options.warmup,
         threads=options.threads,
@@ -154,7 +158,8 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
     for values in itertools.product(*(values for _, values in axes)):
         case = replace(base, **{name: v for (name, _), v in zip(axes, values, strict=True)})
         if case.mask == "off":
-            case = replace(case, keep=1.0)  # the ratio has no meaning there
+            # Neither has a meaning there; outside a sweep a budget is refused.
+            case = replace(case, keep=1.0, token_budget=None if axes else case.token_budget)
         if case not in seen:
             seen.add(case)
             yield case

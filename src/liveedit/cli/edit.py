@@ -22,6 +22,16 @@ from liveedit.runtime.video_reader import VideoReader
 from liveedit.runtime.video_writer import FORMATS, VideoWriter, check_target
 
 
+def add_token_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-budget",
+        type=int,
+        metavar="N",
+        help="compute exactly N tokens in such a pass, so that no chunk on a GPU waits to learn "
+        "how many; default: what the keep ratio makes of each chunk",
+    )
+
+
 def add_editor_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of every command that opens a `StreamEditor`."""
     parser.add_argument(
@@ -48,6 +58,7 @@ def add_editor_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="share that such a pass computes; default: %(default)s",
     )
+    add_token_budget(parser)
     parser.add_argument(
         "--fit",
         choices=FIT_POLICIES,
@@ -121,7 +132,11 @@ def editor_options(options: argparse.Namespace) -> EditorOptions:
         precision=options.precision,
         threads=options.threads,
         seed=options.seed,
-        mask_cache=MaskCachePolicy(mode=options.mask_cache, keep_ratio=options.keep_ratio),
+        mask_cache=MaskCachePolicy(
+            mode=options.mask_cache,
+            keep_ratio=options.keep_ratio,
+            token_budget=options.token_budget,
+        ),
     )
 
 
