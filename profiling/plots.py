@@ -198,10 +198,9 @@ def sensitivity(record: Record, path: Path) -> Path:
     axis.set_yticks(range(len(kinds)), kinds)
     axis.set_xlabel("block")
     axis.grid(visible=False)
-    axis.set_title(
-        f"{record.configuration['model']}, {record.configuration['format']}: edited region with "
-        "one linear quantised\n(framed: left in high precision)"
-    )
+    what = f"{record.configuration['model']}, {record.configuration['format']}"
+    framed = "\n(framed: left in high precision)" if record.configuration["left_out"] else ""
+    axis.set_title(f"{what}: edited region with one linear quantised{framed}")
     return _save(figure, path)
 
 
