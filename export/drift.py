@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,23 @@ def needed_chunks(num_frames: int, chunk_frames: int) -> tuple[int, int]:
         )
     period = 2 * num_frames // chunk_frames
     return period, 2 * period + 2
+
+
+def longest_held(
+    trial: Trial, edits: Sequence[KnownEdit], num_chunks: int, chunk_frames: int
+) -> KnownEdit:
+    """The edit that loses least over ``num_chunks`` from its second chunk on.
+
+    One that high precision loses by itself shows nothing of what quantising does to a stream.
+    """
+    if len(edits) == 1:
+        return edits[0]
+    falls = []
+    for edit in edits:
+        scores = curve(trial, edit, num_chunks, chunk_frames)
+        half = num_chunks // 2
+        falls.append(float(np.mean(scores[1:half]) - np.mean(scores[half:])))
+    return edits[int(np.argmin(falls))]
 
 
 def curve(trial: Trial, edit: KnownEdit, num_chunks: int, chunk_frames: int) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from liveedit.errors import LiveEditError, UsageError
 from liveedit.evaluation.known_edits import KnownEdit
 from liveedit.export.activation_range import RULES
 from liveedit.export.calibration import Statistics, step_files
-from liveedit.export.drift import Drift, curve, needed_chunks
+from liveedit.export.drift import Drift, curve, longest_held, needed_chunks
 from liveedit.export.edit_quality import Quality
 from liveedit.export.graph_trial import STEP, Clip, Trial, load_step
 from liveedit.export.linears import choose, default_layers, linears
@@ -189,25 +189,28 @@ def judge_drift(
     base: str,
     layers: Sequence[str],
     scales: Mapping[str, SiteScale],
-    edit: KnownEdit,
+    edits: Sequence[KnownEdit],
     form: Format,
     options: QuantizeOptions,
     progress: Progress,
 ) -> Drift:
     """Both precisions over one long stream, mask cache as a stream has it by default.
 
+    Of several edits the one that high precision holds best is taken.
+
     Raises:
         UsageError: too few chunks to see a drift, or a clip that is no whole number of chunks.
     """
     mode, chunks = MODES[1], options.drift_chunks
     size = manifest.stream.num_frame_per_block * manifest.codec.encode_next_frames
-    period, least = needed_chunks(len(edit.source), size)
+    period, least = needed_chunks(len(edits[0].source), size)
     if chunks < least:
         raise UsageError(f"drift over {chunks} chunks cannot be judged; {least} is the least")
     model = load_step(root, manifest, base)
     quantise(model, layers, scales, form)
     with Trial(root, manifest, base, mask_cache=mode, threads=options.threads) as trial:  # type: ignore[arg-type]
         progress(f"drift over {chunks} chunks, {base}")
+        edit = longest_held(trial, edits, least, size)
         before = curve(trial, edit, chunks, size)
         progress(f"drift over {chunks} chunks, {form.name}")
         trial.backend.swap(model)
@@ -238,7 +241,7 @@ def quantize_bundle(
     options: QuantizeOptions | None = None,
     progress: Progress = lambda message: None,
     *,
-    drift_edit: KnownEdit | None = None,
+    drift_edits: Sequence[KnownEdit] = (),
     speed: MeasureSpeed | str = "not asked for",
 ) -> Report:
     """Quantise `dit_step`, judge it, and write it as a precision of its own.
@@ -246,7 +249,7 @@ def quantize_bundle(
     All other graphs of that precision are the base's files.
 
     Args:
-        drift_edit: what the drift run loops; a whole number of chunks.
+        drift_edits: what the drift run may loop; whole chunks, all of one length.
         speed: how to measure it, or why that cannot be done here.
 
     Raises:
@@ -261,9 +264,9 @@ def quantize_bundle(
     edits = () if options.unjudged else held_out
     measured = judge(root, manifest, base, layers, scales, edits, form, options, progress)
     drift = None
-    if drift_edit is not None and options.drift_chunks and not options.unjudged:
+    if drift_edits and options.drift_chunks and not options.unjudged:
         drift = judge_drift(
-            root, manifest, base, layers, scales, drift_edit, form, options, progress
+            root, manifest, base, layers, scales, drift_edits, form, options, progress
         )
     names = tuple(linears(load_step(root, manifest, base)))
     report = Report(

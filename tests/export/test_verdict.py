@@ -10,7 +10,7 @@ import pytest
 
 from liveedit.errors import UsageError
 from liveedit.evaluation.known_edits import EditScore, KnownEdit
-from liveedit.export.drift import Drift, curve, needed_chunks
+from liveedit.export.drift import Drift, curve, longest_held, needed_chunks
 from liveedit.export.edit_quality import Quality
 from liveedit.export.verdict import Limits, Speed, benchmark, reach
 
@@ -116,3 +116,22 @@ def test_the_drift_clip_goes_there_and_back_exactly() -> None:
     assert needed_chunks(6, 3) == (4, 10)
     with pytest.raises(UsageError, match="7 frames, which is no multiple of the 3"):
         needed_chunks(7, 3)
+
+
+class FadingTrial(EchoTrial):
+    """Loses the edit called "fades" from the fourth chunk on."""
+
+    def stream(self, prompt: str, source: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        for number, (first, frames) in enumerate(super().stream(prompt, source)):
+            yield first, 255 - frames if prompt == "fades" and number > 3 else frames
+
+
+def test_drift_is_judged_on_an_edit_that_lasts() -> None:
+    source = np.zeros((6, 8, 8, 3), np.uint8)
+    mask = np.full((6, 8, 8), 255, np.uint8)
+    edits = [
+        KnownEdit(name=p, kind="recolour", prompt=p, source=source, target=source, mask=mask)
+        for p in ("fades", "lasts", "fades")
+    ]
+    assert longest_held(FadingTrial(), edits, 10, 3) is edits[1]  # type: ignore[arg-type]
+    assert longest_held(FadingTrial(), edits[:1], 10, 3) is edits[0]  # type: ignore[arg-type]

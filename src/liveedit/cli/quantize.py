@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 GENERATED = "scenes"
 # First seeds; those of the long calibration clips and of the verdict are 0.
 _SHORT_SEED, _GLOBAL_SEED, _TUNING_SEED, _DRIFT_SEED = 100, 300, 1000, 5000
-_LONG_EDITS, _SHORT_EDITS, _GLOBAL_EDITS, _TUNING_EDITS = 3, 12, 8, 4
+_LONG_EDITS, _SHORT_EDITS, _GLOBAL_EDITS, _TUNING_EDITS, _DRIFT_EDITS = 3, 12, 8, 4, 3
 _LOCAL = ("recolour", "remove", "replace", "band")
 
 
@@ -111,7 +111,7 @@ class ClipSets:
     calibration: list[Clip]
     tuning: list[Clip]
     held_out: list[Clip]
-    drift: KnownEdit | None
+    drift: list[KnownEdit]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -197,7 +197,7 @@ def run(options: argparse.Namespace) -> int:
             threads=options.threads,
         ),
         progress,
-        drift_edit=clips.drift,
+        drift_edits=clips.drift,
         speed=_speed(),
     )
     print("\n".join(lines(report)))
@@ -246,7 +246,7 @@ def clip_sets(
         calibration, held = clip_folder.split(folder)
         tuning = calibration
     if not (generated or options.edits or options.drift_chunks):
-        return ClipSets(calibration=calibration, tuning=tuning, held_out=held, drift=None)
+        return ClipSets(calibration=calibration, tuning=tuning, held_out=held, drift=[])
     try:
         from liveedit.distill.edits import SceneConfig, Split
         from liveedit.distill.footage import real_footage
@@ -280,9 +280,9 @@ def clip_sets(
     if generated and options.search:
         tuning = [known_clip(e) for e in draw(_TUNING_EDITS, chunk, "train", _TUNING_SEED)]
     held += [known_clip(e) for e in draw(options.edits, 2 * chunk, "held_out", 0)]
-    drift = None
+    drift: list[KnownEdit] = []
     if options.drift_chunks:
-        (drift,) = draw(1, 3 * chunk, "held_out", _DRIFT_SEED, ("recolour",))
+        drift = draw(_DRIFT_EDITS, 3 * chunk, "held_out", _DRIFT_SEED, ("recolour",))
     return ClipSets(calibration=calibration, tuning=tuning, held_out=held, drift=drift)
 
 
