@@ -109,6 +109,8 @@ def draw_batch(
         if rng.random() < config.other_context:
             other = int(rng.integers(len(scene.edits) + 1))
             context = scene.source if other == len(scene.edits) else scene.targets[other]
+        elif rng.random() < config.faded_context:
+            context = context + rng.random() * (scene.source.astype(np.float32) - context)
         columns = slice(None)
         if phase.crop_columns:
             left = crop_start(mask, phase.crop_columns, rng)
@@ -120,6 +122,8 @@ def draw_batch(
         words = scene.edits[n]["instruction"]
         if rng.random() < config.rephrase:
             words = rephrase(rng, scene.edits[n])
+        if rng.random() < config.drop_prompt:
+            words = ""
         rows.append((y, x0, past, weight, words, scene.name, seed))
     sources, targets, contexts, masks, prompts, names, seeds = zip(*rows, strict=True)
     positions = torch.arange(wanted)

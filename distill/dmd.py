@@ -7,16 +7,12 @@ sigma = t / 1000.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from liveedit.distill.guidance import Velocity
 from liveedit.distill.presets import DmdConfig
 from liveedit.distill.stages import Draws, warp
-
-# (noisy [B, ...], timestep [B]) -> velocity like noisy
-Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def draw_timesteps(config: DmdConfig, batch: int, draws: Draws) -> Tensor:
@@ -67,18 +63,6 @@ def flow_matching(velocity: Velocity, generated: Tensor, noise: Tensor, timestep
     """Flow matching on the student's samples."""
     wanted = noise - generated
     return (velocity(noised(generated, noise, timestep), timestep) - wanted).square().mean()
-
-
-def guided(velocity: Velocity, unconditional: Velocity | None, guidance: float) -> Velocity:
-    """c + guidance * (c - u): the scale that other texts call 1 + guidance."""
-    if unconditional is None or guidance == 0:
-        return velocity
-
-    def both(noisy: Tensor, timestep: Tensor) -> Tensor:
-        conditional = velocity(noisy, timestep)
-        return conditional + guidance * (conditional - unconditional(noisy, timestep))
-
-    return both
 
 
 def _sigma(timestep: Tensor, like: Tensor) -> Tensor:

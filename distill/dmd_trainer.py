@@ -13,14 +13,13 @@ from torch import Tensor
 from liveedit.config import StreamConfig, from_dict
 from liveedit.distill.batches import Batch
 from liveedit.distill.dmd import (
-    Velocity,
     dmd_gradient,
     dmd_loss,
     draw_timesteps,
     flow_matching,
-    guided,
 )
 from liveedit.distill.editor import by_part, joined, load_mean_weights, weights_of
+from liveedit.distill.guidance import Velocity, guided
 from liveedit.distill.learner import Learner
 from liveedit.distill.presets import TrainConfig
 from liveedit.distill.rollout import stream_edit

@@ -131,12 +131,19 @@ def main() -> int:
         "--method", choices=("stream", "whole"), help="default: whole for a foundation model"
     )
     parser.add_argument("--steps", type=int, default=50, help="network calls of whole")
+    parser.add_argument(
+        "--guidance", type=float, default=0.0, help="g of c + g (c - u) in whole: twice the calls"
+    )
     parser.add_argument("--name", help="row of the table; default: the stage")
     parser.add_argument("--max-seconds", type=float, default=math.inf)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     sampler, stage, step = load_sampler(
-        options.checkpoint, options.codec, method=options.method, steps=options.steps
+        options.checkpoint,
+        options.codec,
+        method=options.method,
+        steps=options.steps,
+        guidance=options.guidance,
     )
     config = scene_config(sampler, options.num_frames)
     footage = real_footage(options.sources, "held_out", config.height_px, config.width_px)
@@ -148,6 +155,7 @@ def main() -> int:
         "stage": stage,
         "step": step,
         "method": sampler.method,
+        "guidance": options.guidance,
         "split": "held_out",
         "num_video_frames": options.num_frames,
         "scenes": len({row["scene"] for row in judged.rows}),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from liveedit.config import StreamConfig
 from liveedit.distill.editor import Editor
+from liveedit.distill.guidance import full_attention
 from liveedit.distill.latents import LatentScene
 from liveedit.distill.learner import Learner
 from liveedit.distill.loop import Stage, read_metrics
@@ -76,7 +77,8 @@ class Pictures:
         embeds = trainer.editor.embed(trainer.tokenizer, [scene.edits[0]["instruction"]])
         if trainer.config.stage == "foundation":
             sigmas = [1 - i / STEPS for i in range(STEPS)]
-            return whole_clip_edit(trainer.editor.dit, embeds, source, sigmas, seeded([seed])).cpu()
+            velocity = full_attention(trainer.editor.dit, embeds, source)
+            return whole_clip_edit(velocity, source, sigmas, seeded([seed])).cpu()
         return stream_edit(trainer.editor.dit, embeds, source, trainer.stream, seeded([seed])).cpu()
 
     def _latent(self, coded: np.ndarray) -> Tensor:

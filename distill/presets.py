@@ -109,8 +109,12 @@ class TrainConfig:
     cached_text: bool = False  # prompt embeddings come from disk; the editor has no text encoder
     context_noise: float = 0.1  # Gaussian noise on clean context, standard deviation
     other_context: float = 0.15  # context that carries another edit or none
+    # Context in which the edit has half faded: a share of it, drawn anew, is the source's. A stream
+    # that begins to lose its edit learns here to find it again.
+    faded_context: float = 0.0
     far_context: float = 0.3  # first block placed far back in time, as a sink of a long stream
     rephrase: float = 0.5  # share of object edits told in freshly drawn words
+    drop_prompt: float = 0.0  # share of clips without words, for classifier-free guidance
     save_every: int = 200
     log_every: int = 20
     parallel: Parallel = "replicate"
@@ -176,6 +180,7 @@ def _tiny_foundation() -> TrainConfig:
         step_share=0.8,
         first_step_share=0.75,
         rephrase=0.6,
+        drop_prompt=0.08,
         save_every=100,
         channel_weights=_PATCH_CODEC_WEIGHTS,
         phases=tuple(phases),
@@ -201,6 +206,7 @@ def _tiny_causal() -> TrainConfig:
         step_share=0.8,
         rephrase=0.6,
         first_step_share=0.65,
+        faded_context=0.3,
         save_every=100,
         channel_weights=_PATCH_CODEC_WEIGHTS,
         phases=tuple(phases),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from liveedit.config import StreamConfig
+from liveedit.distill.guidance import Velocity
 from liveedit.models.dit import CausalWanDiT
 from liveedit.schedule import denoising_steps
 
@@ -107,20 +108,19 @@ def stream_edit(
 
 @torch.no_grad()
 def whole_clip_edit(
-    dit: CausalWanDiT, text_embeds: Tensor, source: Tensor, sigmas: Sequence[float], noise: Noise
+    velocity: Velocity, source: Tensor, sigmas: Sequence[float], noise: Noise
 ) -> Tensor:
-    """Edit a coded clip at once with full attention, by Euler steps: how a foundation model edits.
+    """Edit a coded clip at once, by Euler steps: how a foundation model edits.
 
     Args:
-        text_embeds: [B, text_len, text_dim].
         source: [B, C, F, h, w].
-        sigmas: falling from 1; each is one call of the network. The last step ends at 0.
+        sigmas: falling from 1; each is one call of the velocity. The last step ends at 0.
 
     Returns:
         The edited latent, like ``source``.
     """
     x = noise(0, 0, source.shape).to(source)
     for sigma, below in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
-        frames = torch.full((len(source), source.shape[2]), 1000 * sigma, device=source.device)
-        x = x + (below - sigma) * dit(x, source, frames, text_embeds).to(x)
+        timestep = torch.full((len(source),), 1000 * sigma, device=source.device)
+        x = x + (below - sigma) * velocity(x, timestep)
     return x

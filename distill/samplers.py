@@ -14,10 +14,12 @@ from torch import Tensor
 from liveedit.config import StreamConfig, named_config
 from liveedit.distill.editor import Editor, load_mean_weights
 from liveedit.distill.encode import load_codec
+from liveedit.distill.guidance import full_attention, guided
 from liveedit.distill.latents import to_tensor
 from liveedit.distill.presets import STAGES
 from liveedit.distill.rollout import Noise, stream_edit, whole_clip_edit
 from liveedit.distill.scenes import Bytes
+from liveedit.errors import UsageError
 from liveedit.models.patch_codec import PatchCodec
 from liveedit.schedule import sigma_table
 
@@ -39,6 +41,7 @@ class Sampler:
         method: ``stream``, chunk by chunk with the stream's passes and a KV cache; or ``whole``,
             the whole clip at once with full attention and ``steps`` Euler steps.
         shift: warps the steps of ``whole`` towards noise.
+        guidance: g in c + g (c - u) at every step of ``whole``, u without words; 0 leaves u out.
     """
 
     def __init__(
@@ -51,9 +54,11 @@ class Sampler:
         method: Method = "stream",
         steps: int = 50,
         shift: float = 5.0,
+        guidance: float = 0.0,
     ) -> None:
         self.editor, self.codec = editor.eval().requires_grad_(False), codec
         self.tokenizer, self.stream, self.method = tokenizer, stream, method
+        self.guidance = guidance
         table = sigma_table(shift)
         self.sigmas = [float(table[i * len(table) // steps]) for i in range(steps)]
         self.network_s = 0.0  # spent in `edit_latents` so far
@@ -62,7 +67,7 @@ class Sampler:
     def calls_per_frame(self) -> int:
         """How many times the network sees each frame, clean passes included."""
         if self.method == "whole":
-            return len(self.sigmas)
+            return len(self.sigmas) * (2 if self.guidance else 1)
         return len(self.stream.denoising_step_list) + 1
 
     def calls(self, num_latent_frames: int) -> int:
@@ -88,7 +93,12 @@ class Sampler:
         embeds = self.editor.embed(self.tokenizer, prompts)
         dit, noise = self.editor.dit, seeded(seeds)
         if self.method == "whole":
-            edited = whole_clip_edit(dit, embeds, source, self.sigmas, noise)
+            velocity = full_attention(dit, embeds, source)
+            if self.guidance:
+                empty = self.editor.embed(self.tokenizer, [""] * len(prompts))
+                without = full_attention(dit, empty, source)
+                velocity = guided(velocity, without, self.guidance)
+            edited = whole_clip_edit(velocity, source, self.sigmas, noise)
         else:
             edited = stream_edit(dit, embeds, source, self.stream, noise)
         self.network_s += time.perf_counter() - started
@@ -111,6 +121,7 @@ def load_sampler(
     *,
     method: Method | None = None,
     steps: int = 50,
+    guidance: float = 0.0,
 ) -> tuple[Sampler, str, int]:
     """The mean weights of a run, its tokenizer (beside it) and a codec.
 
@@ -119,13 +130,24 @@ def load_sampler(
 
     Returns:
         The sampler, the stage of the checkpoint and its step.
+
+    Raises:
+        UsageError: guidance of a stream.
     """
     model, stream = named_config(model_name)
     editor = Editor(model)
     state = load_mean_weights(editor, checkpoint, stages=STAGES, option="--checkpoint")
     tokenizer = Tokenizer.from_file(str(checkpoint.parent / "tokenizer.json"))
     method = method or ("whole" if state["stage"] == "foundation" else "stream")
+    if guidance and method == "stream":
+        raise UsageError("guidance is for method whole; a distilled stream has it in its weights")
     sampler = Sampler(
-        editor, load_codec(codec, model_name), tokenizer, stream, method=method, steps=steps
+        editor,
+        load_codec(codec, model_name),
+        tokenizer,
+        stream,
+        method=method,
+        steps=steps,
+        guidance=guidance,
     )
     return sampler, state["stage"], state["step"]

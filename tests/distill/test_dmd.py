@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from liveedit.distill.dmd import (
-    Velocity,
     clean_estimate,
     dmd_gradient,
     dmd_loss,
     flow_matching,
-    guided,
 )
+from liveedit.distill.guidance import Velocity, guided
 from liveedit.distill.stages import level_weight
 
 MEAN, DEVIATION = 1.5, 0.5  # the teacher's distribution

@@ -18,6 +18,7 @@ from liveedit.distill.drift import judge_chunks, there_and_back
 from liveedit.distill.editor import Editor
 from liveedit.distill.edits import Scene
 from liveedit.distill.evaluate import Case, judge_all
+from liveedit.distill.guidance import full_attention
 from liveedit.distill.rollout import whole_clip_edit
 from liveedit.distill.samplers import Sampler, seeded
 from liveedit.distill.tokenizer import train_tokenizer
@@ -65,8 +66,25 @@ def test_whole_clip_sampling_reaches_what_the_velocity_points_to() -> None:
             return (noisy - wanted) / (t / 1000).view(2, 1, 3, 1, 1)
 
     dit: Any = Straight()
-    out = whole_clip_edit(dit, torch.zeros(0), wanted, [1.0, 0.8, 0.3], seeded([4, 5]))
+    velocity = full_attention(dit, torch.zeros(0), wanted)
+    out = whole_clip_edit(velocity, wanted, [1.0, 0.8, 0.3], seeded([4, 5]))
     assert torch.allclose(out, wanted, atol=1e-5)
+
+
+def test_guidance_moves_from_no_words_through_the_words(editor: Editor, cases: list[Case]) -> None:
+    """Its first step is linear in the scale, and it calls the network twice."""
+    first = cases[0].edit.instruction
+
+    def one_step(guidance: float, prompt: str = first) -> Tensor:
+        some = sampler(editor, method="whole", steps=1, guidance=guidance)
+        assert some.calls_per_frame == (2 if guidance else 1)
+        return some.edit_latents(some.encode([cases[0].source]), [prompt], [0])
+
+    plain, wordless = one_step(0.0), one_step(0.0, "")
+    assert not torch.allclose(plain, wordless, atol=1e-3)
+    for guidance in (0.5, 3.0):
+        wanted = plain + guidance * (plain - wordless)
+        assert torch.allclose(one_step(guidance), wanted, atol=1e-4)
 
 
 def test_rows_and_pictures_of_a_run(

@@ -185,6 +185,26 @@ def test_every_stage_has_a_finite_loss_with_gradient(
     assert dit.patch_embedding.weight.grad is not None
 
 
+def test_some_context_has_faded_towards_the_source(scenes: list[LatentScene]) -> None:
+    """Its edit is a share of the wanted one, drawn for each clip; the target is untouched."""
+    config = replace(CONFIG, other_context=0.0, faded_context=0.5)
+    phase = PhaseConfig(steps=1, num_latent_frames=2, batch_size=64)
+    batch = draw_batch(scenes, np.random.default_rng(0), config, phase, 1)
+    wanted, shown = (x - batch.source for x in (batch.target, batch.context))
+    share = (shown * wanted).sum((1, 2, 3, 4)) / wanted.square().sum((1, 2, 3, 4))
+    assert torch.allclose(shown, share.view(-1, 1, 1, 1, 1) * wanted, atol=2e-3)
+    assert 0 <= float(share.min()) < 0.2
+    whole = (share > 0.999).float().mean()
+    assert 0.3 < float(whole) < 0.7, "half of the clips keep their context"
+
+
+def test_some_clips_lose_their_words(scenes: list[LatentScene]) -> None:
+    config = replace(CONFIG, drop_prompt=0.25)
+    phase = PhaseConfig(steps=1, num_latent_frames=2, batch_size=200)
+    prompts = draw_batch(scenes, np.random.default_rng(0), config, phase, 1).prompts
+    assert 25 < prompts.count("") < 80
+
+
 def test_shares_of_two_processes_make_the_whole_batch(scenes: list[LatentScene]) -> None:
     """Mean gradient of two halves equals the gradient of the whole."""
     phase = PhaseConfig(steps=1, num_latent_frames=2, batch_size=4, on_policy=1.0)
