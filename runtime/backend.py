@@ -10,7 +10,7 @@ everything at once, which is one of the orders allowed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -25,7 +25,7 @@ from liveedit.runtime.pixel_format import FrameLayout
 from liveedit.runtime.rope import RotaryTable
 
 if TYPE_CHECKING:
-    from liveedit.runtime.device_frames import ForeignFrames, LentFrames
+    from liveedit.runtime.device_frames import ForeignFrames, Intake, LentFrames
 
 Array = npt.NDArray[Any]
 Frames = npt.NDArray[np.uint8]
@@ -78,7 +78,7 @@ class Backend(Protocol):
     name: str
     depth: int  # 1 or 2: chunks that may be queued before the first of them must be collected
     immediate: bool  # everything is done when its call returns
-    on_device: bool  # `stage_frame` takes frames in a device's memory
+    intake: Intake | None  # for frames in a device's memory; None takes those of the host only
 
     def alloc(
         self, buffer: str, dtype: DType, shape: tuple[int, ...], region: Region = "state"
@@ -136,15 +136,20 @@ class Backend(Protocol):
     def read(self, buffer: str) -> Array:
         """Buffer to host, read only, valid until the next run. Waits. Not on the hot path."""
 
-    def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> None:
+    def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> ForeignFrames:
         """Take one frame on the device as number ``index`` of the next `write_frames`.
 
-        Ordered after what its owner has queued on it, and before what it queues next. ``keep``: a
-        frame of the ring that also gets it.
+        Ordered after what its owner has queued on it, and, where the frame has a stream, before
+        what the owner queues there next. ``keep``: a frame of the ring that also gets it.
+
+        Returns:
+            Where the frame lies from now on, until another one is staged in its place.
         """
 
-    def write_frames(self, buffer: str, frames: Frames) -> None:
-        """Frames of the frame ring to real [1, 3, n, H, W], but those staged.
+    def write_frames(
+        self, buffer: str, frames: Frames, staged: Collection[int] = frozenset()
+    ) -> None:
+        """Frames of the frame ring to real [1, 3, n, H, W]; those of number ``staged`` as staged.
 
         ``frames`` must stay as they are until the chunk they belong to was collected.
         """

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 
 from liveedit.bundle import GraphSpec, Manifest, TensorSpec
-from liveedit.runtime.backend import WARM_UP_RUNS, Backend, Binding, ChunkOutput, Engine, Frames
+from liveedit.runtime.backend import WARM_UP_RUNS, Backend, Binding, ChunkOutput, Engine
+from liveedit.runtime.source_frames import Group
 from liveedit.runtime.tracing import NULL_TRACER, Tracer
 
 LoadGraph = Callable[[str, list[Binding]], Engine]
@@ -121,16 +122,16 @@ class StreamingCodec:
         first = self._encoder.calls == 0
         return self._spec.encode_first_frames if first else self._spec.encode_next_frames
 
-    def encode(self, frames: Frames, row: int, *, last: bool) -> None:
-        """Encode ``group_frames`` frames, uint8 [n, H, W, 3], into frame ``row`` of `encoded`.
+    def encode(self, group: Group, row: int, *, last: bool) -> None:
+        """Encode ``group_frames`` frames into frame ``row`` of `encoded`.
 
         ``last``: the chunk's latents are complete with it.
         """
-        assert len(frames) == self.group_frames, (len(frames), self.group_frames)
+        assert len(group.frames) == self.group_frames, (len(group.frames), self.group_frames)
         graph, backend = self._encoder.graph, self._backend
         with backend.stage("encode"):
             with self._tracer.range("upload"):
-                backend.write_frames(f"{graph}.frames", frames)
+                backend.write_frames(f"{graph}.frames", group.frames, group.staged)
             with self._tracer.range("encode"):
                 self._encoder.run()
                 if row == 0:

@@ -13,6 +13,7 @@ import numpy as np
 
 from liveedit.errors import BackendError, DeviceError
 from liveedit.runtime.device import Bytes, Event, Graph, Pinned, Stream
+from liveedit.runtime.dlpack import CPU, CUDA, CUDA_HOST, CUDA_MANAGED
 from liveedit.runtime.kernels import (
     KERNEL_LIBRARY,
     PLUGIN_LIBRARY,
@@ -258,7 +259,7 @@ class CudaDevice:
             raise BackendError(f"no GPU {ordinal}; this machine has 0 to {count - 1}")
         self._kernels = kernels or find_kernels()
         self._api("cudaSetDevice", ordinal)
-        self.dlpack_device = (2, ordinal)  # CUDA
+        self.dlpack_device = (CUDA, ordinal)
         self.name = self._api("cudaGetDeviceProperties", ordinal).name.decode().rstrip("\0")
 
     def free_bytes(self) -> int:
@@ -276,6 +277,16 @@ class CudaDevice:
 
     def foreign_stream(self, handle: int) -> CudaStream:
         return CudaStream(self._api, self._kernels, handle)
+
+    def place_of(self, address: int) -> tuple[int, int]:
+        kinds = self._api.module.cudaMemoryType
+        found = self._api("cudaPointerGetAttributes", address)
+        kind = {
+            kinds.cudaMemoryTypeDevice: CUDA,
+            kinds.cudaMemoryTypeManaged: CUDA_MANAGED,
+            kinds.cudaMemoryTypeHost: CUDA_HOST,
+        }.get(found.type, CPU)
+        return kind, int(found.device) if kind != CPU else 0
 
     def event(self) -> CudaEvent:
         return CudaEvent(self._api)

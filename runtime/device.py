@@ -118,6 +118,9 @@ class Device(Protocol):
     def foreign_stream(self, handle: int) -> Stream:
         """A stream of another library of this process. Not to be closed."""
 
+    def place_of(self, address: int) -> tuple[int, int]:
+        """DLPack's kind and number of the memory there, whoever allocated it."""
+
     def scratch_bytes(self, name: str, *sizes: int) -> int:
         """A function ``liveedit_NAME_scratch`` of the kernel library."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from liveedit.runtime.backend import (
 )
 from liveedit.runtime.device import Device, Event, Graph, Memory, Pinned, Stream
 from liveedit.runtime.device_engine import DeviceEngine, EngineLoader, Placed, aligned
-from liveedit.runtime.device_frames import ForeignFrames
+from liveedit.runtime.device_frames import ForeignFrames, Intake
 from liveedit.runtime.frame_slots import MOST_LENT, FrameSlot, FrameSlots, ResultField
 from liveedit.runtime.kernels import DTYPE_CODES
 from liveedit.runtime.kv_cache import KVCache
@@ -94,7 +94,6 @@ class DeviceBackend:
     """`Backend` on a `Device` with the engines of an `EngineLoader`. Owns both."""
 
     immediate = False
-    on_device = True
 
     def __init__(
         self,
@@ -111,7 +110,6 @@ class DeviceBackend:
         """
         self.name = loader.name
         self._leave_frames = leave_frames
-        self._staged: set[int] = set()
         self.depth = 2 if overlap else 1
         self.counts: Counter[str] = Counter()
         self._device, self._loader = device, loader
@@ -126,6 +124,7 @@ class DeviceBackend:
         self._events: dict[str, Event] = {}
         self._streams = [device.stream() for _ in (STAGES if overlap else STAGES[:1])]
         self.stream = self._streams[1 if overlap else 0]
+        self.intake: Intake | None = Intake(device, self._streams[STAGES.index("encode")])
         self._pinned: list[Pinned] = []
         self._arena: Memory | None = None
         self._slots: FrameSlots | None = None
@@ -334,21 +333,23 @@ class DeviceBackend:
             return bits.view(np.float32).reshape(shape)
         return raw.view(dtype).reshape(shape)
 
-    def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> None:
+    def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> ForeignFrames:
         assert self._ring is not None
         size = math.prod(frame.shape)
+        to = self._at["own.frames_in"] + index * size
         with self._in["encode"]:
             if frame.stream is not None:
                 theirs = self._device.foreign_stream(frame.stream)
                 self._order(theirs, self.stream)
-            self.stream.copy(self._at["own.frames_in"] + index * size, frame.address, size)
+            if frame.address != to:  # a frame that is staged again may lie there
+                self.stream.copy(to, frame.address, size)
             if keep is not None:
                 pinned, _ = self._ring
                 offset = keep.ctypes.data - pinned.address
                 self.stream.download(pinned, offset, frame.address, size)
             if frame.stream is not None:
                 self._order(self.stream, theirs)
-        self._staged.add(index)
+        return ForeignFrames(to, frame.shape, None, None)
 
     def _order(self, first: Stream, then: Stream) -> None:
         """What ``then`` does next comes after all that ``first`` was given."""
@@ -358,18 +359,19 @@ class DeviceBackend:
         first.record(event)
         then.wait(event)
 
-    def write_frames(self, buffer: str, frames: Frames) -> None:
+    def write_frames(
+        self, buffer: str, frames: Frames, staged: Collection[int] = frozenset()
+    ) -> None:
         assert self._ring is not None
         pinned, _ = self._ring
         offset = frames.ctypes.data - pinned.address
         assert 0 <= offset <= pinned.nbytes - frames.nbytes, "frames must lie in the ring"
         to, size = self._at["own.frames_in"], frames[0].nbytes
-        if not self._staged:
+        if not staged:
             self.stream.upload(to, pinned, offset, frames.nbytes)
         else:
-            for i in set(range(len(frames))) - self._staged:
+            for i in set(range(len(frames))).difference(staged):
                 self.stream.upload(to + i * size, pinned, offset + i * size, size)
-            self._staged.clear()
         dtype, (_, _, count, height, width), _ = self._specs[buffer]
         code, table = DTYPE_CODES[dtype], self._at["own.pixels"]
         if self._layout.format.name == "rgb":

@@ -1,6 +1,6 @@
-"""Memory of ours as a DLPack tensor, for libraries that take nothing else.
+"""DLPack capsules: memory of ours for other libraries, and theirs for us.
 
-The capsule holds its owner until the library that took it lets go.
+A tensor is held by who took its capsule, until they call its deleter.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
-UINT = 1  # DLPack's code of unsigned integers
-_NAME = b"dltensor"  # a library that takes the tensor renames the capsule
+CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13  # DLPack's kinds of memory
+_TYPES = ("int", "uint", "float", "opaque", "bfloat", "complex", "bool")  # by DLPack's code
+_NAME, _TAKEN_NAME = b"dltensor", b"used_dltensor"  # who takes the tensor renames the capsule
 
 
 class _Tensor(ctypes.Structure):
@@ -43,6 +44,7 @@ _api.PyCapsule_IsValid.restype = ctypes.c_int
 _api.PyCapsule_IsValid.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
 _api.PyCapsule_GetPointer.restype = ctypes.c_void_p
 _api.PyCapsule_GetPointer.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
+_api.PyCapsule_SetName.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
 
 # What a tensor needs to stay, by its address: itself, its shape, its owner.
 _alive: dict[int, tuple[Any, ...]] = {}
@@ -70,9 +72,38 @@ def capsule_of(address: int, shape: Sequence[int], device: tuple[int, int], owne
     sizes = (ctypes.c_int64 * len(shape))(*shape)
     managed = _Managed()
     managed.tensor = _Tensor(
-        address, *device, len(shape), UINT, 8, 1, ctypes.cast(sizes, ctypes.POINTER(ctypes.c_int64))
+        address,
+        *device,
+        len(shape),
+        _TYPES.index("uint"),
+        8,
+        1,
+        ctypes.cast(sizes, ctypes.POINTER(ctypes.c_int64)),
     )
     managed.deleter = _DELETER
     key = ctypes.addressof(managed)
     _alive[key] = (managed, sizes, owner)
     return _api.PyCapsule_New(key, _NAME, _DESTRUCTOR)
+
+
+class TakenTensor:
+    """Another library's tensor, taken out of its capsule. It is given back with this object."""
+
+    def __init__(self, capsule: Any) -> None:
+        """``capsule``: of ``__dlpack__`` without ``max_version``, not taken before."""
+        where = int(_api.PyCapsule_GetPointer(id(capsule), _NAME))
+        self._managed = _Managed.from_address(where)
+        _api.PyCapsule_SetName(id(capsule), _TAKEN_NAME)
+        tensor = self._managed.tensor
+        self.shape: tuple[int, ...] = tuple(tensor.shape[: tensor.ndim])
+        # Counted in elements; None: contiguous.
+        self.strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
+        kind = _TYPES[tensor.code] if tensor.code < len(_TYPES) else f"type {tensor.code} of "
+        lanes = f"x{tensor.lanes}" if tensor.lanes != 1 else ""
+        self.dtype = f"{kind}{tensor.bits}{lanes}"
+        self.address = (tensor.data or 0) + tensor.byte_offset
+
+    def __del__(self) -> None:
+        managed = getattr(self, "_managed", None)
+        if managed is not None and managed.deleter:
+            managed.deleter(managed)

@@ -18,6 +18,7 @@ import numpy as np
 
 from liveedit.errors import DeviceError
 from liveedit.runtime.device import Bytes, Event, Graph, Pinned, Stream
+from liveedit.runtime.dlpack import CPU
 from liveedit.runtime.kernels import check_launch
 
 ALIGNMENT_BYTES = 256
@@ -257,7 +258,7 @@ class HostDevice:
     """See the module. ``counts``: what was queued, waited for, and is held."""
 
     name = "host"
-    dlpack_device = (1, 0)  # a processor's memory
+    dlpack_device = (CPU, 0)
 
     def __init__(
         self,
@@ -307,6 +308,10 @@ class HostDevice:
 
     def foreign_stream(self, handle: int) -> HostStream:
         return self._streams[handle]
+
+    def place_of(self, address: int) -> tuple[int, int]:
+        mine = any(m.address <= address < m.address + m.nbytes for m in self._live)
+        return self.dlpack_device if mine else (CPU, 0)
 
     def event(self) -> HostEvent:
         self.counts["events"] += 1

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from liveedit.runtime.backend import Array, Frames, Stage
-from liveedit.runtime.device_frames import ForeignFrames
+from liveedit.runtime.device_frames import ForeignFrames, Intake
 from liveedit.runtime.pixel_format import FrameLayout
 
 _HERE: AbstractContextManager[None] = nullcontext()
@@ -39,7 +39,7 @@ class HostOrder:
 
     depth = 1
     immediate = True
-    on_device = False
+    intake: Intake | None = None
     _layout = FrameLayout(0, 0)
 
     def start(self) -> None:
@@ -52,7 +52,7 @@ class HostOrder:
     def output(self, num_frames: int) -> HostOutput:
         return HostOutput(num_frames, self._layout)
 
-    def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> None:
+    def stage_frame(self, index: int, frame: ForeignFrames, keep: Frames | None) -> ForeignFrames:
         raise AssertionError("frames on a device were let through")
 
     def stage(self, stage: Stage) -> AbstractContextManager[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,9 @@ class NullBackend(HostOrder):
             self._arrays[buffer] = values.astype("float32" if dtype == "bfloat16" else dtype)
         return self._arrays[buffer]
 
-    def write_frames(self, buffer: str, frames: Frames) -> None:
+    def write_frames(
+        self, buffer: str, frames: Frames, staged: Collection[int] = frozenset()
+    ) -> None:
         self.counts["write_frames"] += 1
 
     def fetch_frames(self, buffer: str, skip: int, out: ChunkOutput, start: int) -> None:

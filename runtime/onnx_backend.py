@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,9 @@ class OnnxBackend(HostOrder):
     def read(self, buffer: str) -> Array:
         return self._buffers[buffer]
 
-    def write_frames(self, buffer: str, frames: Frames) -> None:
+    def write_frames(
+        self, buffer: str, frames: Frames, staged: Collection[int] = frozenset()
+    ) -> None:
         low, high = self._layout.pixel_range
         array, frames = self._buffers[buffer], self._layout.to_rgb(frames)
         np.multiply(

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,11 @@ from liveedit.runtime.graphs import BundleGraphs, verify_files
 from liveedit.runtime.mask_cache import MaskCachePolicy
 from liveedit.runtime.pixel_format import FrameLayout, PixelFormat
 from liveedit.runtime.prompt import PromptEncoder
+from liveedit.runtime.source_frames import Frame, SourceFrames
 from liveedit.runtime.tracing import NULL_TRACER, Tracer
 
-Numbers = TypeVar("Numbers", int, npt.NDArray[np.int64])
 RGB = PixelFormat()
 OnFrames = Callable[[int, Any], None]  # frames as in `EditedChunk`
-Frame = npt.NDArray[np.uint8] | ForeignFrames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,6 @@ class Position:
     num_in: int = 0  # source frames pushed
     num_out: int = 0  # edited frames returned
     num_due: int = 0  # edited frames of the chunks submitted
-    num_fed: int = 0  # source frames and those that a flush repeated
-    num_grouped: int = 0  # frames waiting for their group
     num_encoded: int = 0  # latent frames of the next chunk
     flushed: bool = False
     failure: LiveEditError | None = None
@@ -76,6 +73,7 @@ class Submitted:
     sizes: tuple[int, ...]  # frames that show each of its latents; what a flush made up is cut off
     everything: bool  # no token was left out, whatever the preceding chunk chose
     out: ChunkOutput
+    owners: tuple[object, ...]  # hold frames on the device, which it may read until it is finished
 
 
 class StreamEditor:
@@ -113,14 +111,15 @@ class StreamEditor:
             (manifest.pixel_range[0], manifest.pixel_range[1]),
         )
         self._on_frames = on_frames
-        self._on_non_finite = on_non_finite
         self._tracer = tracer
         self._range = tracer.range("stream", backend=backend.name)
         self._range.__enter__()
         self._lost: DeviceError | None = None
+        self._submitted: deque[Submitted] = deque()
+        self._owners: list[object] = []  # of frames that no chunk was submitted for yet
         try:
             self._load(root, precision, backend, mask_cache, seed, on_non_finite)
-            if prewarm and backend.on_device:
+            if prewarm and not backend.immediate:
                 self._codec.warm_up()
                 self._denoiser.warm_up()
         except BaseException:
@@ -149,20 +148,17 @@ class StreamEditor:
             on_non_finite=on_non_finite,
             tracer=tracer,
         )
-        # The source frames of the chunks on their way and of the codec's delay, also handed out as
-        # they are. Slots are shifted so that a group of frames for the encoder never wraps.
-        size = manifest.codec.encode_next_frames
-        self._shift = -manifest.codec.encode_first_frames % size
-        self._source_frames = backend.frame_ring(
-            (backend.depth + 2) * self._num_frames * size,
+        self._source = SourceFrames(
+            backend,
             self._layout,
+            manifest.codec,
+            self._num_frames,
+            keep=on_non_finite == "passthrough",
         )
         backend.start()
         self._denoiser.start()
         self._has_prompt = False
-        self._last_foreign: ForeignFrames | None = None
         self._at = Position()
-        self._submitted: deque[Submitted] = deque()
         self._kept = self._denoiser.choice.full.kept
 
     @classmethod
@@ -322,22 +318,21 @@ class StreamEditor:
             UsageError: ``count`` is not positive, or the editor is closed.
         """
         self._check_open()
-        assert self._backend is not None
         if count < 1:
             raise UsageError(f"frame_room needs a count of at least 1, got {count}")
-        ring, slot = self._source_frames, self._slots(self._at.num_fed)
-        return ring[slot : slot + min(count, len(ring) // (self._backend.depth + 2))]
+        return self._source.room(count)
 
     def push(self, frames: Frames) -> list[EditedChunk]:
         """Add source frames. Returns the chunks that they complete, often none.
 
         Args:
             frames: uint8 [n, H, W, 3] RGB, or what the pixel format says, any n: an array,
-                anything with ``__dlpack__`` in host memory, or, on a GPU backend, anything with
-                ``__cuda_array_interface__``.
+                anything with ``__dlpack__``, or anything with ``__cuda_array_interface__``; on
+                the GPU only for a backend of that GPU. There they must stay as they are until
+                their chunk was returned, unless the interface names a stream.
 
         Raises:
-            UsageError: wrong shape or type, no prompt yet, flushed or closed.
+            UsageError: wrong shape, type, layout or device, no prompt yet, flushed or closed.
             StreamError: a latent is not finite and the policy is `stop`.
             BackendError: the backend stopped.
         """
@@ -376,9 +371,7 @@ class StreamEditor:
         """
         self._check_open()
         chunks: list[EditedChunk] = []
-        last: Frame = self._last_foreign or (
-            self._source_frames[self._slots(self._at.num_in - 1)].copy()
-        )
+        last = self._source.last()
         while self._at.num_due < self._at.num_in:
             if not self._advance(last, chunks):
                 return chunks
@@ -393,7 +386,12 @@ class StreamEditor:
         self._check_open(failed_too=True)
         with self._device_calls():
             while self._submitted:
-                self._submitted.popleft().out.release()
+                self._submitted[0].out.release()
+                self._submitted.popleft()
+            if self._owners and self._backend is not None:
+                self._backend.synchronize()  # their frames may still be read
+            self._owners.clear()
+            self._source.reset()
             self._codec.reset()
             self._denoiser.reset()
         self._at = Position()
@@ -410,6 +408,8 @@ class StreamEditor:
         if backend is not None:
             self._range.__exit__(None, None, None)
             backend.close()
+            self._submitted.clear()
+            self._owners.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -478,7 +478,12 @@ class StreamEditor:
         out = self._backend.output(sum(sizes))
         due = np.diff(np.minimum(np.cumsum([0, *sizes]), self._at.num_in - first_frame)).tolist()
         chunk = Submitted(
-            index=index, first_frame=first_frame, sizes=tuple(due), everything=False, out=out
+            index=index,
+            first_frame=first_frame,
+            sizes=tuple(due),
+            everything=False,
+            out=out,
+            owners=tuple(self._owners),
         )
 
         def decode(latent: str) -> None:
@@ -496,6 +501,7 @@ class StreamEditor:
                 out.release()
             raise
         self._at.num_due += sum(due)
+        self._owners.clear()
         return replace(chunk, everything=everything)
 
     def _hand_out(self, chunk: Submitted) -> None:
@@ -556,44 +562,27 @@ class StreamEditor:
     def _frames(self, chunk: Submitted, recovered: str | None, start: int, stop: int) -> Frames:
         if recovered == "passthrough":
             numbers = np.arange(chunk.first_frame + start, chunk.first_frame + stop)
-            return self._source_frames[self._slots(numbers)]
+            return self._source.show(numbers)
         return cast(Frames, chunk.out.frames(start, stop))
 
     def _feed(self, frame: Frame) -> bool:
         """Add one frame; encode a full group. True when the chunk's source latent is complete."""
-        slot = self._slots(self._at.num_fed)
-        room = self._source_frames[slot]
         if isinstance(frame, ForeignFrames):
-            assert self._backend is not None
-            keep = room if self._on_non_finite == "passthrough" else None
-            self._backend.stage_frame(self._at.num_grouped, frame, keep)
-            self._last_foreign = frame
-        else:
-            self._last_foreign = None
-            if frame.__array_interface__["data"] != room.__array_interface__["data"]:
-                room[...] = frame
-        self._at.num_fed += 1
-        self._at.num_grouped += 1
-        if self._at.num_grouped < self._codec.group_frames:
+            self._owners.append(frame.owner)
+        self._source.add(frame)
+        if self._source.num_grouped < self._codec.group_frames:
             return False
-        group = self._source_frames[slot + 1 - self._at.num_grouped : slot + 1]
-        self._at.num_grouped = 0
         row = self._at.num_encoded
         self._at.num_encoded = (row + 1) % self._num_frames
-        self._codec.encode(group, row, last=self._at.num_encoded == 0)
+        self._codec.encode(self._source.take_group(), row, last=self._at.num_encoded == 0)
         return self._at.num_encoded == 0
-
-    def _slots(self, numbers: Numbers) -> Numbers:
-        """Where source frames lie in `_source_frames`."""
-        return (numbers + self._shift) % len(self._source_frames)
 
     # What a caller can get wrong
 
     def _ready_to_push(self, frames: Frames) -> Frames | ForeignFrames:
         self._check_open()
         assert self._backend is not None
-        on_device = self._backend.on_device
-        taken = take_frames(frames, self._layout.shape, on_device=on_device)
+        taken = take_frames(frames, self._layout.shape, self._backend.intake)
         if not self._has_prompt:
             raise UsageError("no prompt yet; call set_prompt before push")
         if self._at.flushed:

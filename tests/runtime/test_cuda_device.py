@@ -8,8 +8,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from liveedit.errors import BackendError, DeviceError
+from liveedit.errors import BackendError, DeviceError, UsageError
 from liveedit.runtime.cuda_device import Api, CudaDevice, check_driver, cuda_api
+from liveedit.runtime.device_backend import DeviceBackend
+from liveedit.runtime.device_engine import NullLoader
+from liveedit.runtime.device_frames import ForeignFrames, take_frames
+from liveedit.runtime.dlpack import CPU, CUDA, CUDA_HOST, CUDA_MANAGED
+from liveedit.runtime.pixel_format import FrameLayout
 
 runtime = pytest.importorskip("cuda.bindings.runtime")
 OK = runtime.cudaError_t.cudaSuccess
@@ -153,6 +158,54 @@ def test_a_failed_call_is_named(call: str, error: str, sentence: str) -> None:
         everything()
     if call == "cudaGraphInstantiate":
         assert fake.names()[-1] == "cudaGraphDestroy"
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("Device", (CUDA, 1)),
+        ("Managed", (CUDA_MANAGED, 1)),
+        ("Host", (CUDA_HOST, 1)),
+        ("Unregistered", (CPU, 0)),
+    ],
+)
+def test_where_memory_lies(kind: str, place: tuple[int, int]) -> None:
+    fake = FakeRuntime()
+    found = getattr(runtime.cudaMemoryType, f"cudaMemoryType{kind}")
+    fake.results["cudaPointerGetAttributes"] = SimpleNamespace(type=found, device=1)
+    device, _ = device_on(fake)
+    assert device.place_of(0x7000) == place
+
+
+def test_frames_of_another_library() -> None:
+    """Copied on our stream, after what is queued on theirs and before what comes next there."""
+    fake = FakeRuntime()
+    found = SimpleNamespace(type=runtime.cudaMemoryType.cudaMemoryTypeDevice, device=0)
+    fake.results |= {"cudaMemGetInfo": (1 << 30, 1 << 30), "cudaPointerGetAttributes": found}
+    device, _ = device_on(fake)
+    backend = DeviceBackend(device, NullLoader())
+    backend.frame_ring(2, FrameLayout(2, 4))
+    backend.alloc("encode_next.frames", "float32", (1, 3, 2, 2, 4))
+    backend.alloc("outcome", "int32", (1,), "result")
+    backend.start()
+    stated = {"shape": (2, 2, 4, 3), "typestr": "|u1", "data": (0x9000, True), "stream": 1}
+    theirs = SimpleNamespace(__cuda_array_interface__=stated)
+    frames = take_frames(theirs, (2, 4, 3), backend.intake)
+    assert isinstance(frames, ForeignFrames)
+    fake.calls.clear()
+    at = backend.stage_frame(1, frames[1], None).address
+    assert at == backend.address("own.frames_in") + 24
+    event, (kind, ours) = 0xE1, (runtime.cudaMemcpyKind.cudaMemcpyDefault, 0x51)
+    assert fake.calls[1:] == [
+        ("cudaEventRecord", (event, 1)),
+        ("cudaStreamWaitEvent", (ours, event, 0)),
+        ("cudaMemcpyAsync", (at, 0x9000 + 24, 24, kind, ours)),
+        ("cudaEventRecord", (event, ours)),
+        ("cudaStreamWaitEvent", (1, event, 0)),
+    ]
+    found.device = 1
+    with pytest.raises(UsageError, match="lie in GPU 1; this stream runs on Fake 1, GPU 0"):
+        take_frames(theirs, (2, 4, 3), backend.intake)
 
 
 def test_an_event_is_asked_for() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from bundle_factory import Codec, micro_stream
 from host_backends import (
@@ -35,7 +36,15 @@ from liveedit.runtime import EditedChunk, MaskCachePolicy, PixelFormat
 from liveedit.runtime.device_backend import DeviceBackend
 from liveedit.runtime.device_engine import NullLoader
 from liveedit.runtime.device_frames import LentFrames
-from liveedit.runtime.host_device import HostDevice, HostMemory, Order, host_bytes
+from liveedit.runtime.dlpack import CPU, CUDA, CUDA_HOST, TakenTensor, capsule_of
+from liveedit.runtime.host_device import (
+    HostDevice,
+    HostMemory,
+    HostPinned,
+    HostStream,
+    Order,
+    host_bytes,
+)
 from liveedit.runtime.memory_budget import memory_budget
 from liveedit.runtime.nv12 import Matrix
 from liveedit.runtime.onnx_device import OnnxHostLoader
@@ -388,14 +397,45 @@ class OnDevice:
 class OverDlpack:
     """An array of a library that numpy does not know."""
 
-    def __init__(self, array: Frames) -> None:
-        self.array = array
+    def __init__(self, array: npt.NDArray[Any], place: tuple[int, int] = (CPU, 0)) -> None:
+        self.array, self.place = array, place
 
-    def __dlpack__(self, **options: object) -> object:
-        return self.array.__dlpack__(**options)  # type: ignore[arg-type]
+    def __dlpack__(self, *, stream: int | None = None, **options: Any) -> object:
+        assert (stream is None) == (self.place[0] != CUDA)
+        return self.array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.array.__dlpack_device__()
+        return self.place
+
+
+class Queued:
+    """Frames that are still on their way to the device's memory, which is given back with them."""
+
+    alive = 0
+
+    def __init__(self, theirs: HostStream, pinned: HostPinned, start: int, count: int) -> None:
+        size = CLIP[0].nbytes
+        self.theirs, self.shape = theirs, (count, *CLIP.shape[1:])
+        self.memory = theirs.device.alloc(count * size)
+        theirs.upload(self.memory.address, pinned, start * size, count * size)
+        Queued.alive += 1
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.theirs.device.dlpack_device
+
+    def __dlpack__(self, *, stream: int) -> object:
+        """That stream waits for them, as the protocol says."""
+        device = self.theirs.device
+        event = device.event()
+        self.theirs.record(event)
+        device.foreign_stream(stream).wait(event)
+        event.close()
+        return capsule_of(self.memory.address, self.shape, self.__dlpack_device__(), self)
+
+    def __del__(self) -> None:
+        Queued.alive -= 1
+        ctypes.memset(self.memory.address, 7, self.memory.nbytes)
+        self.memory.free()
 
 
 @pytest.mark.parametrize("order", [None, min, max])
@@ -423,8 +463,6 @@ def test_frames_come_and_go_on_the_device(
             for chunk in chunks:
                 check_lent(chunk, expected["taehv"][number])
                 number += 1
-        # A flush repeats the last frame, which is the owner's: it is still there.
-        theirs.upload(memory.address, pinned, start * size, count * size)
         for chunk in editor.flush():
             check_lent(chunk, expected["taehv"][number])
             number += 1
@@ -433,6 +471,52 @@ def test_frames_come_and_go_on_the_device(
     memory.free()
     pinned.free()
     del chunk, chunks
+    gc.collect()
+    assert device.counts["bytes"] == 0
+
+
+@pytest.mark.parametrize("order", [None, min, max])
+@pytest.mark.parametrize("codec", ["taehv", "wan_vae"])
+def test_frames_on_the_device_over_dlpack(
+    bundles: dict[str, Path],
+    expected: dict[str, list[EditedChunk]],
+    host_library: ctypes.CDLL,
+    codec: Codec,
+    order: Order | None,
+) -> None:
+    """Our stream waits for theirs, and they are held until nothing reads them any more."""
+    backend = host_backend(host_library, order)
+    device = device_of(backend)
+    device.dlpack_device = (CUDA, 0)
+    theirs, pinned = device.stream(), device.alloc_pinned(CLIP.nbytes)
+    pinned.array(0, CLIP.nbytes, write=True)[:] = CLIP.reshape(-1)
+
+    def queued(start: int) -> Any:
+        return Queued(theirs, pinned, start, min(7, len(CLIP) - start))
+
+    with open_editor(bundles[codec], backend) as editor:
+        editor.set_prompt(PROMPT)
+        chunks: list[EditedChunk] = []
+        for start in range(0, len(CLIP), 7):
+            chunks += editor.push(queued(start))
+            # Of three chunks of twelve frames at most, two of them on their way.
+            assert 0 < Queued.alive <= 7
+        chunks += editor.flush()
+        assert Queued.alive == 0
+        assert_same(chunks, expected[codec])
+        editor.reset()
+        editor.push(queued(0))
+        assert Queued.alive == 1
+        editor.reset()
+        assert Queued.alive == 0
+        # What was staged of the group that was dropped is not taken for a frame of the next one.
+        assert_same(editor.push(CLIP) + editor.flush(), expected[codec])
+        editor.reset()
+        editor.push(queued(0))
+    assert Queued.alive == 0
+    theirs.synchronize()
+    pinned.free()
+    del chunks
     gc.collect()
     assert device.counts["bytes"] == 0
 
@@ -471,34 +555,71 @@ def test_a_dlpack_tensor_keeps_its_frames(
         assert slot.lent == 0
 
 
+@pytest.mark.parametrize("kind", [CPU, CUDA_HOST])
 def test_frames_over_dlpack(
-    bundles: dict[str, Path], expected: dict[str, list[EditedChunk]], host_library: ctypes.CDLL
+    bundles: dict[str, Path],
+    expected: dict[str, list[EditedChunk]],
+    host_library: ctypes.CDLL,
+    kind: int,
 ) -> None:
     with open_editor(bundles["taehv"], host_backend(host_library)) as editor:
         editor.set_prompt(PROMPT)
-        chunks = editor.push(OverDlpack(CLIP)) + editor.flush()  # type: ignore[arg-type]
+        chunks = editor.push(OverDlpack(CLIP, (kind, 0))) + editor.flush()  # type: ignore[arg-type]
         assert_same(chunks, expected["taehv"])
 
 
 def test_frames_that_cannot_be_taken(bundles: dict[str, Path], host_library: ctypes.CDLL) -> None:
-    device = HostDevice(host_library)
+    backend = host_backend(host_library)
+    device = device_of(backend)
+    device.dlpack_device = (CUDA, 0)
     memory = device.alloc(1 << 20)
-    good = OnDevice(memory, 2, None)
-    with open_editor(bundles["taehv"], TwinBackend(host_library)) as editor:
+    shape = (2, 64, 96, 3)
+
+    def interface(**change: Any) -> Any:
+        frames: Any = OnDevice(memory, 2, None)
+        frames.__cuda_array_interface__ |= change
+        return frames
+
+    def dlpack(array: npt.NDArray[Any], place: tuple[int, int] = (CUDA, 0)) -> Any:
+        return OverDlpack(array, place)
+
+    bytes_ = np.zeros(shape, np.uint8)
+    for frames in (interface(), dlpack(bytes_)):
+        with open_editor(bundles["taehv"], TwinBackend(host_library)) as editor:
+            editor.set_prompt(PROMPT)
+            with pytest.raises(UsageError, match="lie on a GPU, and this backend takes frames of"):
+                editor.push(frames)
+    with open_editor(bundles["taehv"], backend) as editor:
         editor.set_prompt(PROMPT)
-        with pytest.raises(UsageError, match="lie on a GPU, and this backend takes frames of the"):
-            editor.push(good)  # type: ignore[arg-type]
-    with open_editor(bundles["taehv"], host_backend(host_library)) as editor:
-        editor.set_prompt(PROMPT)
-        for change, message in (
-            ({"typestr": "<f4"}, r"frames are float32 \[2, 64, 96, 3\]; this bundle takes uint8"),
-            ({"shape": (2, 64, 95, 3)}, r"uint8 \[2, 64, 95, 3\]; this bundle takes"),
-            ({"strides": (18432, 288, 3, 2)}, "must be contiguous; their strides"),
+        assert editor.push(interface()) == editor.push(interface(shape=(0, 64, 96, 3))) == []
+        for frames, message in (
+            (interface(typestr="<f4"), r"are float32 \[2, 64, 96, 3\]; this bundle takes uint8"),
+            (interface(shape=(2, 64, 95, 3)), r"uint8 \[2, 64, 95, 3\]; this bundle takes"),
+            (interface(strides=(18432, 288, 3, 2)), "must be contiguous; their strides"),
+            (interface(data=(64, False)), "lie in host memory; this stream runs on host, GPU 0"),
+            (interface(mask=OnDevice(memory, 2, None)), "must have no mask"),
+            (interface(stream=0), "state stream 0, which"),
+            (dlpack(np.zeros(shape, np.float32)), r"are float32 \[2, 64, 96, 3\]; this bundle"),
+            (dlpack(np.zeros((2, 64, 95, 3), np.uint8)), r"uint8 \[2, 64, 95, 3\]; this bundle"),
+            (dlpack(bytes_.transpose(1, 0, 2, 3).copy().swapaxes(0, 1)), "must be contiguous"),
+            (dlpack(bytes_, (CUDA, 1)), "these frames lie in GPU 1; this stream runs on host, GPU"),
+            (dlpack(bytes_, (10, 0)), "lie in a device of kind 10 of DLPack"),
         ):
-            wrong = OnDevice(memory, 2, None)
-            wrong.__cuda_array_interface__ |= change  # type: ignore[operator]
             with pytest.raises(UsageError, match=message):
-                editor.push(wrong)  # type: ignore[arg-type]
+                editor.push(frames)
+
+
+def test_a_dlpack_tensor_is_taken_once() -> None:
+    array = np.arange(12, dtype=np.int16).reshape(3, 4)[:, ::2]
+    capsule = array.__dlpack__()
+    tensor = TakenTensor(capsule)
+    assert (tensor.shape, tensor.strides, tensor.dtype) == ((3, 2), (4, 2), "int16")
+    assert tensor.address == array.ctypes.data
+    with pytest.raises(ValueError, match="incorrect name"):
+        TakenTensor(capsule)
+    held = sys.getrefcount(array)
+    del tensor, capsule
+    assert sys.getrefcount(array) < held
 
 
 def test_lent_frames_that_are_kept_are_not_written_again(

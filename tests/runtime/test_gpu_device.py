@@ -93,6 +93,24 @@ def test_nv12_on_a_gpu(bundle: Path, host_library: ctypes.CDLL, gpu: Device) -> 
 
 
 @pytest.mark.gpu
+def test_torch_frames_on_a_gpu(bundle: Path, host_library: ctypes.CDLL, gpu: Device) -> None:
+    """In and out by DLPack, each tensor made by work that is still queued when it is pushed."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    want = np.concatenate([c.frames for c in edit(bundle, HostDevice(host_library))])
+    shown: list[np.ndarray] = []
+    backend = DeviceBackend(gpu, CopyLoader(), leave_frames=True)
+    with open_editor(bundle, backend, mask_cache=POLICY) as editor:
+        editor.set_prompt("make the car red")
+        for start in range(0, len(CLIP), 7):
+            frames = 255 - torch.from_numpy(255 - CLIP[start : start + 7]).cuda()
+            shown += [torch.from_dlpack(c.frames).cpu().numpy() for c in editor.push(frames)]
+        shown += [torch.from_dlpack(c.frames).cpu().numpy() for c in editor.flush()]
+    assert np.abs(np.concatenate(shown).astype(int) - want).max() <= 1
+
+
+@pytest.mark.gpu
 def test_a_gpu_gets_its_memory_back(bundle: Path, gpu: Device) -> None:
     edit(bundle, gpu)
     before = gpu.free_bytes()
