@@ -64,6 +64,9 @@ class SceneConfig:
     width_px: int = 224
     edits_per_scene: int = 3
     band_share: float = 0.27  # scenes of real footage only, with coloured regions repainted
+    # Of the scenes with objects, those in which only the shape tells two or three of one colour
+    # apart. It is black or white in half of them: most footage has much of both.
+    lookalike_share: float = 0.0
     split: Split = "train"
 
 
@@ -131,12 +134,19 @@ class _ObjectScene:
         self.photo = (
             photos[int(rng.integers(len(photos)))] if len(photos) else table(rng, 1, 128, 128)[0]
         )
-        count = int(rng.choice([1, 2, 3], p=[0.35, 0.4, 0.25]))
+        # No draw without a share: the scenes of a seed stay as they were.
+        self.alike = config.lookalike_share > 0 and rng.random() < config.lookalike_share
+        common = COLOURS[int(rng.integers(len(COLOURS)))] if self.alike else ""
+        if self.alike and rng.random() < 0.5:
+            common = ("black", "white")[int(rng.integers(2))]
+        count = int(rng.choice([1, 2, 3], p=[0.0, 0.6, 0.4] if self.alike else [0.35, 0.4, 0.25]))
         unit = config.height_px / 128.0
         self.things: list[_Thing] = []
         for i in range(count):
             shape = "box" if rng.random() < 0.28 else SHAPES[int(rng.integers(len(SHAPES)))]
-            colour = COLOURS[int(rng.integers(len(COLOURS)))]
+            while self.alike and any(t.shape == shape for t in self.things):
+                shape = SHAPES[int(rng.integers(len(SHAPES)))]
+            colour = common or COLOURS[int(rng.integers(len(COLOURS)))]
             if any(t.shape == shape and t.colour == colour for t in self.things):
                 continue
             large = (24.0, 44.0) if count == 1 or i == 0 else (15.0, 30.0)
@@ -178,6 +188,7 @@ class _ObjectScene:
             me.shape,
             unique_colour=sum(t.colour == me.colour for t in self.things) == 1,
             unique_shape=sum(t.shape == me.shape for t in self.things) == 1,
+            by_shape=0.4 if self.alike else 0.15,
         )
 
     def _finish(

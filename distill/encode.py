@@ -55,6 +55,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--num-frames", type=int, default=24, help="pixel frames of a scene")
     parser.add_argument("--edits", type=int, default=3)
+    parser.add_argument(
+        "--lookalikes", type=float, default=0.0, help="share of scenes told apart by shape alone"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -64,6 +67,7 @@ def main() -> int:
         height_px=stream.height_px,
         width_px=stream.width_px,
         edits_per_scene=options.edits,
+        lookalike_share=options.lookalikes,
     )
     codec = load_codec(options.codec, options.model, encoder_only=True)
     footage = real_footage(options.sources, "train", stream.height_px, stream.width_px)

@@ -105,16 +105,26 @@ def region(rng: np.random.Generator, colour: str) -> str:
 
 
 def thing(
-    rng: np.random.Generator, colour: str, shape: str, *, unique_colour: bool, unique_shape: bool
+    rng: np.random.Generator,
+    colour: str,
+    shape: str,
+    *,
+    unique_colour: bool,
+    unique_shape: bool,
+    by_shape: float = 0.15,
 ) -> str:
-    """Name an object so that nobody can mistake it for another one of its scene."""
+    """Name an object so that nobody can mistake it for another one of its scene.
+
+    Args:
+        by_shape: share of names without a colour, where the shape is the only one of its kind.
+    """
     noun = pick(rng, SYNONYMS.get(shape, (shape,)))
     if rng.random() < 0.04:
         noun = f"{invented(rng)} {noun}"
     roll = rng.random()
     if unique_colour and roll < 0.12:
         return f"{colour} {pick(rng, ('thing', 'object', 'one'))}"
-    if unique_shape and roll > 0.85:
+    if unique_shape and roll > 1 - by_shape:
         return noun
     return f"{colour} {noun}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from liveedit.distill.palette import (
     repaint,
     rgb_to_hsv,
 )
-from liveedit.distill.phrases import rephrase
+from liveedit.distill.phrases import SYNONYMS, rephrase
 from liveedit.distill.scenes import Footage
 
 SMALL = SceneConfig(num_frames=5, height_px=48, width_px=64)
@@ -62,6 +64,23 @@ def test_recolours_keep_the_splits_apart(footage: Footage) -> None:
             for e in make_scene(seed, footage, config).edits:
                 if e.kind == "recolour":
                     assert held_out(e.shape, e.colour, e.new_colour) == (split == "held_out")
+
+
+def test_lookalikes_are_named_by_their_shape(footage: Footage) -> None:
+    """All objects share a colour, and often the words do not even say it."""
+    config = replace(SMALL, num_frames=2, band_share=0.0, lookalike_share=1.0)
+    colourless = shapes = 0
+    for seed in range(40):
+        edits = [e for e in make_scene(seed, footage, config).edits if e.shape]
+        assert len({e.colour for e in edits}) <= 1
+        shapes += len({e.shape for e in edits}) > 1
+        for edit in edits:
+            words = edit.instruction.split()
+            nouns = {*SYNONYMS.get(edit.shape, ()), edit.shape}
+            assert nouns & set(words), edit
+            colourless += edit.colour not in words
+    assert shapes > 30, "nearly all scenes have two different objects to edit"
+    assert 20 < colourless < 70
 
 
 def test_held_out_share_is_about_one_eighth() -> None:
