@@ -7,7 +7,6 @@ standard output, one JSON object a line; whatever the library prints goes to sta
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import resource
@@ -24,6 +23,7 @@ from liveedit.engines import python_plugins
 from liveedit.engines.flavour import FLAVOURS, load
 from liveedit.engines.layers import LayerTable, read_log
 from liveedit.engines.plan import BuildOptions, PluginLibrary
+from liveedit.errors import disk_full
 
 KEPT_MESSAGES = ("Layers:", "Total Weights Memory", "Total Activation Memory")
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "uint8"}
@@ -238,8 +238,7 @@ def main() -> int:
         events.send(error="out of memory")
         return 1
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        events.send(error=f"the disk is full: {error}" if full else str(error))
+        events.send(error=f"the disk is full: {error}" if disk_full(error) else str(error))
         return 1
     return 0
 

@@ -108,11 +108,11 @@ def build_bundle(
     targets = targets or ((present,) if present else ())
     check_targets(chosen, targets, present)
     _check_fp8(precision, targets)
-    manifest = read_manifest(root)
-    specs = graphs_of(manifest, precision, graphs)
+    specs = graphs_of(read_manifest(root), precision, graphs)
     with _only_builder(root) as staging:
+        # Read again: what another build has listed meanwhile must not be lost.
         return _build(
-            root, manifest, chosen, targets, precision, specs, keep,
+            root, read_manifest(root), chosen, targets, precision, specs, keep,
             find_plugins() if plugins else None, options or BuildOptions(), staging, progress,
         )  # fmt: skip
 

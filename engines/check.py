@@ -40,8 +40,6 @@ def check_bundle(
         path = verify_file(root, manifest, spec.file).resolve()
         with tempfile.TemporaryDirectory() as folder:
             environment = child_environment(chosen, Path(folder))
-            if chosen.name == "tensorrt-rtx":
-                environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
             arguments = ["inspect", "capability", str(path), "-o", f"{folder}/dumps"]
             done = subprocess.run(
                 [sys.executable, "-c", POLYGRAPHY, *arguments],

@@ -149,7 +149,7 @@ def context_settings(trt: Any, engine: Any) -> Any:
 
 
 def child_environment(flavour: Flavour, private: Path) -> dict[str, str]:
-    """Environment of a builder child process.
+    """Environment of a child process that calls the library, Polygraphy's too.
 
     The RTX parser opens the unversioned name ``libtensorrt_rtx.so``, which the wheel does not ship;
     a process that meets a plugin node without it is aborted. The loader reads LD_LIBRARY_PATH only
@@ -158,6 +158,7 @@ def child_environment(flavour: Flavour, private: Path) -> dict[str, str]:
     environment = dict(os.environ)
     if flavour.name != "tensorrt-rtx":
         return environment
+    environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
     library = _rtx_library()
     if library is None:
         return environment  # a system installation, with its own links

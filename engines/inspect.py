@@ -46,15 +46,7 @@ class SetReport:
     plugins: str
     plans: tuple[PlanReport, ...]
     refusals: tuple[str, ...]
-
-    @property
-    def weights_bytes(self) -> int:
-        return sum(plan.weights_bytes for plan in self.plans)
-
-    @property
-    def activation_bytes(self) -> int:
-        """Plans run one after another and can share the largest block of activations."""
-        return max((plan.activation_bytes for plan in self.plans), default=0)
+    device_bytes: dict[str, int]  # what a stream with these plans takes on the GPU, by purpose
 
 
 def describe_plans(root: Path, *, check_files: bool = True) -> list[SetReport]:
@@ -80,6 +72,7 @@ def describe_plans(root: Path, *, check_files: bool = True) -> list[SetReport]:
                 plugins=plans.inputs.plugins.kind if plans.inputs.plugins else "none",
                 plans=tuple(_plan(root, manifest, plans, g, check_files) for g in plans.graphs),
                 refusals=tuple(_refusals(manifest, plans)),
+                device_bytes=plans.device_bytes(manifest),
             )
         )
     return reports
@@ -146,8 +139,8 @@ def lines(reports: list[SetReport]) -> list[str]:
             if plan.changed:
                 text.append(f"    refused: {plan.changed}")
         text.append(
-            f"  all plans: weights {_mib(report.weights_bytes)}, activations, shared by plans that "
-            f"run in turn, {_mib(report.activation_bytes)}"
+            f"  on the GPU, at least {_mib(sum(report.device_bytes.values()))}: "
+            + ", ".join(f"{n.replace('_', ' ')} {_mib(b)}" for n, b in report.device_bytes.items())
         )
         if report.refusals or any(p.changed for p in report.plans):
             text += [f"  would not load here: {reason}" for reason in report.refusals]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from liveedit.bundle import GraphSpec, Manifest, TensorSpec, canonical
 from liveedit.config import from_dict, to_dict
 from liveedit.errors import BundleError, UsageError
+from liveedit.runtime.memory_budget import memory_budget
 
 DYNAMIC = "num_keep"  # the one dynamic dimension of any graph
 
@@ -82,6 +83,22 @@ class PlanSet:
 
     inputs: BuildInputs
     graphs: dict[str, BuiltPlan] = field(default_factory=dict)
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(plan.weights_bytes for plan in self.graphs.values())
+
+    @property
+    def activation_bytes(self) -> int:
+        """Plans that run one after another share the largest block of activations."""
+        return max((plan.activation_bytes for plan in self.graphs.values()), default=0)
+
+    def device_bytes(self, manifest: Manifest) -> dict[str, int]:
+        """Bytes by purpose that these plans and the runtime's buffers take on the GPU at least."""
+        precision = self.inputs.precision
+        buffers = memory_budget(manifest, precision) if precision in manifest.graphs else {}
+        own = {"weights": self.weights_bytes, "activations": self.activation_bytes}
+        return own | {name: count for name, count in buffers.items() if name not in own}
 
 
 def here() -> str:

@@ -21,7 +21,7 @@ from liveedit.runtime.backend import KEEP_DIMENSION, Binding
 from liveedit.runtime.device import Device, Stream
 from liveedit.runtime.device_engine import Placed, aligned
 from liveedit.runtime.kernels import KERNEL_LIBRARY, library_path
-from liveedit.runtime.memory_budget import memory_budget, tensor_bytes
+from liveedit.runtime.memory_budget import tensor_bytes
 
 
 class PlanEngine:
@@ -145,8 +145,10 @@ class PlanLoader:
         found = environment(flavour)
         graphs = tuple(manifest.graphs[precision])
         _, plans = select_plans(root, manifest, precision, found, graphs)
-        check_memory(device, manifest, precision, plans)
+        check_memory(device, manifest, plans)
         library = verified_plugins(plans)
+        for graph in graphs:  # a changed plan is refused before a whole one is loaded
+            read_plan(root, manifest, plans, graph)
         trt = flavours.load(flavours.resolve(flavour))
         if library is not None:
             load_plugins(trt, library)
@@ -178,22 +180,20 @@ class PlanLoader:
         self._runtime = None
 
 
-def check_memory(device: Device, manifest: Manifest, precision: str, plans: PlanSet) -> None:
+def check_memory(device: Device, manifest: Manifest, plans: PlanSet) -> None:
     """Refuse a GPU on which plans and buffers cannot fit, before the first plan is loaded.
 
     Raises:
         BackendError: by how many bytes.
     """
-    budget = memory_budget(manifest, precision)
-    weights = sum(plan.weights_bytes for plan in plans.graphs.values())
-    activations = max(plan.activation_bytes for plan in plans.graphs.values())
-    needed = weights + activations + sum(budget.values()) - budget["weights"]
+    needed = sum(plans.device_bytes(manifest).values())
     free = device.free_bytes()
     if needed > free:
         raise BackendError(
-            f"these plans need at least {needed} bytes on {device.name} ({weights} of weights, "
-            f"{activations} of activations), of which {free} are free: {needed - free} too few. "
-            "Close other programs, or take a bundle with fewer pixels or a shorter window."
+            f"these plans need at least {needed} bytes on {device.name} "
+            f"({plans.weights_bytes} of weights, {plans.activation_bytes} of activations), of "
+            f"which {free} are free: {needed - free} too few. Close other programs, or take a "
+            "bundle with fewer pixels or a shorter window."
         )
 
 

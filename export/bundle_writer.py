@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from torch import Tensor
 from liveedit import __version__
 from liveedit.bundle import MANIFEST, GraphSpec, Manifest, file_entries, write_manifest
 from liveedit.config import ModelConfig, StreamConfig
-from liveedit.errors import LiveEditError, UsageError
+from liveedit.errors import LiveEditError, UsageError, disk_full
 from liveedit.export.graphs import PRECISIONS, codec_spec, graphs, trace_graph
 from liveedit.export.weights import WeightFile, half_storage, save, weight_bytes
 
@@ -76,7 +75,7 @@ def write_bundle(
             shutil.rmtree(out)
         os.replace(root, out)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not disk_full(error):
             raise
         raise LiveEditError(
             f"the disk of {out.parent} is full; nothing was written. Free space and export again."

@@ -52,7 +52,13 @@ def random_sources(model: ModelConfig, seed: int) -> tuple[Weights, bytes, dict[
 
 
 def checkpoint_sources(
-    model: ModelConfig, checkpoint: Path, wan: Path, taehv: Path | None, *, ema: bool
+    model: ModelConfig,
+    checkpoint: Path,
+    wan: Path,
+    taehv: Path | None,
+    *,
+    ema: bool,
+    text_encoder: bool = True,
 ) -> tuple[Weights, bytes, dict[str, str]]:
     """The official files, memory-mapped and strictly checked, and the tokenizer of ``wan``.
 
@@ -60,6 +66,7 @@ def checkpoint_sources(
         checkpoint: the LiveEdit DiT.
         wan: the Wan2.1-T2V-1.3B folder.
         taehv: the TAEHV file, if ``model`` has that codec.
+        text_encoder: False leaves it out, and its file may be missing.
 
     Raises:
         CheckpointError: a file is missing or is not exactly what ``model`` names.
@@ -71,8 +78,9 @@ def checkpoint_sources(
         weights["codec"] = load_taehv(taehv, model.taehv)
     else:
         raise UsageError(f"{model.name} has a codec of its own that official files do not hold")
-    text_encoder = wan / "models_t5_umt5-xxl-enc-bf16.pth"
-    weights["text_encoder"] = load_text_encoder(text_encoder, model.text)
+    if text_encoder:
+        file = wan / "models_t5_umt5-xxl-enc-bf16.pth"
+        weights["text_encoder"] = load_text_encoder(file, model.text)
     return weights, wan_tokenizer(wan), {"checkpoint": checkpoint.name}
 
 

@@ -174,11 +174,6 @@ def kv_cache_bytes(dit: DiTConfig, stream: StreamConfig, width: float = 2.0) -> 
     return 2.0 * dit.num_layers * stream.kv_cache_length * dit.dim * width
 
 
-def attn_store_bytes(dit: DiTConfig, stream: StreamConfig, width: float = 2.0) -> float:
-    """The stored self-attention outputs the mask cache fills dropped tokens from."""
-    return float(dit.num_layers * stream.block_seq_length * dit.dim) * width
-
-
 def dit_parameters(dit: DiTConfig) -> int:
     """Parameters of the DiT, biases, norms and modulation tables included."""
     d, f = dit.dim, dit.ffn_dim

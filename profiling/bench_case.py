@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 
 from liveedit.bundle import Manifest, read_manifest
-from liveedit.config import to_dict
+from liveedit.config import MODELS, to_dict
 from liveedit.errors import LiveEditError, UsageError
 from liveedit.profiling import nvtx_ranges
-from liveedit.profiling.accounting import dit_pass, total_flops, video_frames_per_chunk
+from liveedit.profiling.accounting import (
+    EIGHT_BIT,
+    HALF,
+    SINGLE,
+    dit_pass,
+    total_flops,
+    video_frames_per_chunk,
+)
 from liveedit.profiling.codec_accounting import codec_layers, codec_work
 from liveedit.profiling.frames import clip_frames, moving_square
 from liveedit.profiling.memory import release_free_memory, rss_bytes, status_bytes
@@ -28,7 +35,7 @@ from liveedit.runtime.mask_cache import MaskCachePolicy, Mode
 from liveedit.runtime.memory_budget import memory_budget
 from liveedit.runtime.stream import EditedChunk, StreamEditor
 
-STEADY = "steady"
+_WIDTHS = {"fp32": SINGLE, "fp16": HALF}  # of the others, weights and inputs have eight bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +78,7 @@ class ChunkTime:
     frames: int
     kept_tokens: int  # in pruned passes; all of them where no pass is pruned
     flops: float  # of its passes, by the accounting
+    bytes: float  # that they must move at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +164,7 @@ def run_case(case: Case) -> CaseResult:
         rss_warm = rss_bytes()
         begin = pushed + (warmup - 1) * per_chunk
         chunks, spans = [], []
-        with tracer.range(STEADY):
+        with tracer.range(nvtx_ranges.STEADY):
             for i in range(case.chunks):
                 frames = _cut(source, begin + i * per_chunk, per_chunk)
                 before = time.perf_counter_ns()
@@ -164,7 +172,9 @@ def run_case(case: Case) -> CaseResult:
                 ms = (time.perf_counter_ns() - before) / 1e6
                 mine = timer.take()
                 spans += mine
-                chunks.append(_chunk_time(manifest, case.policy, _only(edited), ms, mine))
+                chunks.append(
+                    _chunk_time(manifest, precision, case.policy, _only(edited), ms, mine)
+                )
         rss_steady = rss_bytes()
     return CaseResult(
         case=case,
@@ -212,29 +222,35 @@ def _only(chunks: list[EditedChunk]) -> EditedChunk:
 
 
 def _chunk_time(
-    manifest: Manifest, policy: MaskCachePolicy, edited: EditedChunk, ms: float, spans: list[Span]
+    manifest: Manifest,
+    precision: str,
+    policy: MaskCachePolicy,
+    edited: EditedChunk,
+    ms: float,
+    spans: list[Span],
 ) -> ChunkTime:
     stream = manifest.stream
     tokens, num_passes = stream.block_seq_length, len(stream.denoising_step_list)
     pruned = policy.passes(num_passes) if edited.num_kept < tokens else frozenset()
     keys = KVCache.for_stream(stream).first_row(edited.index) + tokens
-    flops = sum(
-        total_flops(
-            dit_pass(
-                manifest.model.dit,
-                tokens=tokens,
-                keys=keys,
-                kept=edited.num_kept if number in pruned else None,
-            )
-        )
+    work = [
+        part
         for number in range(num_passes + 1)  # the clean pass is the last
-    )
+        for part in dit_pass(
+            manifest.model.dit,
+            tokens=tokens,
+            keys=keys,
+            kept=edited.num_kept if number in pruned else None,
+            widths=_WIDTHS.get(precision, EIGHT_BIT),
+        )
+    ]
     return ChunkTime(
         ms=ms,
         stages=stage_ms(spans),
         frames=len(edited.frames),
         kept_tokens=edited.num_kept if pruned else tokens,
-        flops=flops,
+        flops=total_flops(work),
+        bytes=sum(part.bytes for part in work),
     )
 
 
@@ -285,6 +301,7 @@ def figures(result: CaseResult) -> dict[str, Figure]:
     budget = memory_budget(result.manifest, result.precision)
     out |= {
         "dit_gflop_per_chunk": single(float(np.mean([c.flops for c in chunks])) / 1e9, "GFLOP"),
+        "dit_gb_per_chunk": single(float(np.mean([c.bytes for c in chunks])) / 1e9, "GB"),
         "codec_gflop_per_chunk": single(_codec_flops(result) / 1e9, "GFLOP"),
         "realised_keep": single(result.realised_keep, "share of tokens"),
         "first_chunk_ms": single(result.first_chunk_ms, "ms", "lower"),
@@ -340,10 +357,17 @@ def to_record(result: CaseResult, command: str) -> Record:
 
 
 def part_name(result: CaseResult) -> str:
-    """A file name for the case."""
+    """A file name for the case; codec and size are in it where they are not the model's usual."""
     c = result.case
     mask = c.mask if c.mask == "off" else f"{c.mask}-{c.keep:g}"
     threads = f"-t{c.threads}" if c.threads else ""
-    window = result.manifest.stream.local_attn_size
     mask += f"-{c.token_budget}tokens" if c.token_budget else ""
-    return f"{result.manifest.model.name}-w{window}-{c.backend}-{result.precision}-{mask}{threads}"
+    model, stream = result.manifest.model, result.manifest.stream
+    usual, at = MODELS.get(model.name, (None, None))
+    editor = model.name
+    if usual is None or model.codec != usual.codec:
+        editor += f"-{model.codec}"
+    if at is None or (stream.height_px, stream.width_px) != (at.height_px, at.width_px):
+        editor += f"-{stream.height_px}x{stream.width_px}"
+    window = stream.local_attn_size
+    return f"{editor}-w{window}-{c.backend}-{result.precision}-{mask}{threads}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from liveedit.errors import UsageError
 from liveedit.profiling.records import Change, Figure, Record
 from liveedit.profiling.text_table import markdown_table, text_table
 
@@ -130,6 +131,24 @@ def markdown_report(records: Sequence[Record]) -> str:
         notes = "; ".join(r.notes)
         parts += [f"## {r.part}", markdown_table(head, stage_rows(r)), notes]
     return "\n\n".join(parts) + "\n"
+
+
+def dit_points(records: Sequence[Record]) -> list[tuple[str, float, float]]:
+    """Of each case the DiT's FLOP per byte and GFLOP/s.
+
+    Raises:
+        UsageError: no case has a time of its passes alone.
+    """
+    points = []
+    for r in records:
+        rate, flops, moved = (
+            r.figures.get(n) for n in ("dit_gflop_per_s", "dit_gflop_per_chunk", "dit_gb_per_chunk")
+        )
+        if rate and flops and moved:
+            points.append((r.part, flops.value / moved.value, rate.value))
+    if not points:
+        raise UsageError("passes have no time of their own; on a GPU add --stages")
+    return points
 
 
 def comparison(changes: Sequence[Change]) -> str:

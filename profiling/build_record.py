@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from liveedit.bundle import read_manifest
+from liveedit.config import MODELS
 from liveedit.engines.plan import read_sets
 from liveedit.profiling.records import Record, new_record, single, write_record
 
@@ -45,14 +46,22 @@ def build_records(root: Path, key: str, graphs: Sequence[str], command: str) -> 
     return records
 
 
+def build_name(record: Record) -> str:
+    """``<graph>-<layers>x<width>[-int8][-<picture>][-native]-<flavour>-<targets>``.
+
+    The picture's size is named where it is not the usual one of the model.
+    """
+    c = record.configuration
+    precision = [] if c["precision"] == "fp16" else [c["precision"]]
+    _, usual = MODELS.get(c["model"], (None, None))
+    size = (c["height_px"], c["width_px"])
+    picture = [] if usual and size == (usual.height_px, usual.width_px) else ["{}x{}".format(*size)]
+    native = ["native"] if c["plugins"] == "none" else []
+    blocks = f"{c['num_layers']}x{c['dim']}"
+    kind = [*precision, *picture, *native, c["flavour"], *c["targets"]]
+    return "-".join([c["graph"], blocks, *kind])
+
+
 def write_build_records(folder: Path, records: Sequence[Record]) -> list[Path]:
-    """``build-<graph>-<layers>x<width>[-int8][-native]-<flavour>-<targets>.json`` for each."""
-    paths = []
-    for record in records:
-        c = record.configuration
-        size = f"{c['num_layers']}x{c['dim']}"
-        native = ["native"] if c["plugins"] == "none" else []
-        other = [] if c["precision"] == "fp16" else [c["precision"]]
-        name = "-".join(["build", c["graph"], size, *other, *native, c["flavour"], *c["targets"]])
-        paths.append(write_record(folder / f"{name}.json", record))
-    return paths
+    """``build-<name>.json`` for each."""
+    return [write_record(folder / f"build-{build_name(r)}.json", r) for r in records]

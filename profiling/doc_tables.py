@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from liveedit.errors import UsageError
+from liveedit.profiling.build_record import build_name
 from liveedit.profiling.records import Figure, Record
 from liveedit.profiling.text_table import markdown_table
 
@@ -25,6 +26,7 @@ _FIGURES = re.compile(
     r".*?(<!-- end -->)",
     re.DOTALL,
 )
+_UNITS = {"bytes": "MiB"}  # as tables show them
 NOT_MEASURED = "not measured yet"
 
 
@@ -65,8 +67,9 @@ def _table(records: Sequence[Record], names: Sequence[str]) -> str:
                 raise UsageError(f"record {r.kind}/{r.part} has no figure {name!r}")
         where = ", ".join(g.name for g in r.environment.gpus) or r.environment.cpu
         cells = [_cell(r.figures[n]) for n in names]
-        rows.append((r.part, where, *cells, r.made_at[:10], r.environment.commit))
-    units = {n: records[-1].figures[n].unit for n in names}
+        case = build_name(r) if r.kind == "build" else r.part
+        rows.append((case, where, *cells, r.made_at[:10], r.environment.commit))
+    units = {n: _UNITS.get(unit := records[-1].figures[n].unit, unit) for n in names}
     head = ["case", "machine", *(f"{n.replace('_', ' ')}, {units[n]}" for n in names)]
     return markdown_table([*head, "date", "commit"], rows)
 
@@ -85,5 +88,7 @@ def _list(record: Record, words: Sequence[str]) -> str:
 
 
 def _cell(figure: Figure) -> str:
+    if figure.unit == "bytes":
+        return f"{figure.value / 2**20:.0f}"
     text = f"{figure.value:.3g}"
     return text if figure.p99 is None else f"{text} (p99 {figure.p99:.3g})"

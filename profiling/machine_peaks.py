@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
+from liveedit.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachinePeaks:
@@ -22,6 +24,9 @@ def measure(threads: int | None = None, *, size: int = 768, tries: int = 6) -> M
     """Float32 product of ONNX Runtime with ``threads``; copy of memory far larger than caches.
 
     One thread is timed with its own CPU time, which other processes do not disturb.
+
+    Raises:
+        UsageError: the onnx package is not installed.
     """
     return MachinePeaks(
         gflops=_product_gflops(threads, size, tries), bandwidth_gbps=_copy_gbps(tries)
@@ -29,8 +34,12 @@ def measure(threads: int | None = None, *, size: int = 768, tries: int = 6) -> M
 
 
 def _product_gflops(threads: int | None, size: int, tries: int) -> float:
-    from onnx import TensorProto, helper
-
+    try:
+        from onnx import TensorProto, helper
+    except ImportError:
+        raise UsageError(
+            "this CPU's peak is measured with the onnx package. Run: pip install onnx"
+        ) from None
     shape = [size, size]
     tensors = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in "abc"]
     node = helper.make_node("MatMul", ["a", "b"], ["c"])

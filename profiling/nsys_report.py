@@ -10,9 +10,9 @@ import numpy as np
 
 from liveedit.profiling.kernel_classes import CLASSES
 from liveedit.profiling.nsys_trace import Activity, Trace
+from liveedit.profiling.stage_timer import STAGES
 from liveedit.profiling.text_table import text_table
 
-STAGES = ("upload", "encode", "noise", "mask", "pass", "commit", "decode", "download")
 _SYNCHRONISING = ("Synchronize", "EventQuery", "StreamQuery")
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from liveedit.errors import LiveEditError, UsageError
-from liveedit.profiling.nvtx_ranges import DOMAIN
+from liveedit.profiling.nvtx_ranges import DOMAIN, STEADY
 
-STEADY = "steady"  # the range that `liveedit bench` opens after its warm-up chunks
 MINIMUM = (2022, 4)  # node-level CUDA graph tracing and the export schema read here
 Capture = Literal["steady", "all"]
 _PLACES = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-systems/*/bin", "/opt/nvidia/nsight*/*/bin")

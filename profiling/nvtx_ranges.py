@@ -17,6 +17,7 @@ from typing import Any
 from liveedit.runtime.tracing import NULL_TRACER, Tracer
 
 DOMAIN = "liveedit"
+STEADY = "steady"  # the range that `liveedit bench` opens after its warm-up chunks
 
 
 class NvtxTracer:

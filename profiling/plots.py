@@ -17,7 +17,8 @@ def _pyplot() -> Any:
         import matplotlib
     except ImportError:
         raise UsageError(
-            "plots need matplotlib. Install: pip install matplotlib, or leave --plots out"
+            "plots need matplotlib. Run: pip install matplotlib, or leave the plot out (bench: "
+            "--no-plots)"
         ) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

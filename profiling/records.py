@@ -125,11 +125,6 @@ def distribution(samples: Sequence[float], unit: str, better: Better = "neither"
     )
 
 
-def to_json(record: Record) -> str:
-    """One line, keys sorted."""
-    return json.dumps(to_dict(record), sort_keys=True, allow_nan=False)
-
-
 def write_record(path: Path, record: Record) -> Path:
     """Write a record, whole or not at all."""
     text = json.dumps(to_dict(record), indent=1, sort_keys=True, allow_nan=False)

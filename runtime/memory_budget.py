@@ -66,14 +66,15 @@ def memory_budget(manifest: Manifest, precision: str) -> dict[str, int]:
                 (p for prefix, p in _PREFIXES.items() if tensor.name.startswith(prefix)), "io"
             )
             budget[purpose] += tensor_bytes(tensor, manifest.stream.block_seq_length)
-    budget["loop"] = _loop_bytes(manifest, graphs["dit_step"])
+    if "dit_step" in graphs:
+        budget["loop"] = _loop_bytes(manifest, graphs["dit_step"])
     return budget
 
 
 def _loop_bytes(manifest: Manifest, dit_step: GraphSpec) -> int:
     stream = manifest.stream
     tokens = stream.block_seq_length
-    latent = next(tensor_bytes(t, tokens) for t in dit_step.inputs if t.name == "noisy")
+    latent = sum(tensor_bytes(t, tokens) for t in dit_step.inputs if t.name == "noisy")
     kv = sum(t.name.startswith(("k_cache_", "v_cache_")) for t in dit_step.inputs)
     pairs = axis_dims(manifest.model.dit.head_dim)[0] // 2
     pixels = stream.num_frame_per_block * stream.latent_height * stream.latent_width

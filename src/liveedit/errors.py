@@ -1,5 +1,7 @@
 """What a user can cause and mend. The command line prints the sentence and exits with its code."""
 
+import errno
+
 
 class LiveEditError(Exception):
     """One sentence: what was got, what is allowed, the next step."""
@@ -35,3 +37,16 @@ class StreamError(LiveEditError):
 
 class DeviceError(BackendError):
     """A device call failed. The stream that made it is over; what it held was freed."""
+
+
+def disk_full(error: OSError) -> bool:
+    """Whether a disk, or the user's share of it, has no room left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def system_refusal(error: OSError) -> str:
+    """What the operating system refused, and the next step, as a sentence."""
+    what = str(error.strerror or error)
+    where = f"{error.filename}: " if error.filename else ""
+    step = "Free space" if disk_full(error) else "Check that path and its permissions"
+    return f"{where}{what}. {step} and run the same command again."

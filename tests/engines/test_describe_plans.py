@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from engine_bundles import with_plan
 
+from liveedit.bundle import read_manifest
 from liveedit.engines import inspect
 from liveedit.engines.inspect import describe_plans, lines
 from liveedit.engines.plan import here
 from liveedit.engines.verify import Environment
 from liveedit.errors import BackendError
+from liveedit.runtime.memory_budget import memory_budget
 
 MACHINE = Environment(
     flavour="tensorrt-rtx",
@@ -35,6 +37,11 @@ def test_a_fitting_set_would_load(bundle: Path, monkeypatch: pytest.MonkeyPatch)
     text = "\n".join(lines([report]))
     assert f"plans {plans.inputs.key}: tensorrt-rtx 1.7.1.116, for sm86, sm89, fp16" in text
     assert text.endswith("  would load here")
+    budget = memory_budget(read_manifest(bundle), "fp16")
+    buffers = sum(budget.values()) - budget["weights"]
+    assert report.device_bytes["activations"] == plans.activation_bytes == 1
+    assert sum(report.device_bytes.values()) == buffers + plans.weights_bytes + 1
+    assert f"on the GPU, at least {(buffers + 2) / 2**20:.1f} MiB: weights" in text
 
 
 def test_every_reason_is_listed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from liveedit.errors import BundleError, LiveEditError
 from liveedit.export.bundle_writer import write_bundle
 from liveedit.export.graphs import PRECISIONS, graphs
 from liveedit.export.sources import modules, random_sources, trained_sources
+from liveedit.profiling.accounting import dit_pass
+from liveedit.profiling.onnx_flops import by_class, count
 
 L = MICRO_STREAM.block_seq_length
 
@@ -191,7 +193,7 @@ def test_full_width_blocks(full_width_bundle: Path, chunk: int, kept: int) -> No
 
 @pytest.mark.slow
 def test_structure_of_the_real_editor(tmp_path: Path) -> None:
-    """Every block of the official DiT, graphs only: names, shapes, one attention per block."""
+    """Every block of the official DiT, graphs only: names, shapes, attentions, FLOPs per class."""
     weights, tokenizer, _ = random_sources(LIVEEDIT_1_3B, 0)
     manifest = write_bundle(
         tmp_path / "b",
@@ -218,6 +220,14 @@ def test_structure_of_the_real_editor(tmp_path: Path) -> None:
     assert len(matrices) == 30 * 9 + 6
     assert matrices <= known, sorted(matrices - known)[:3]
     assert not (tmp_path / "b" / "graphs" / "dit.weights").exists()
+    tokens, rows = StreamConfig().block_seq_length, StreamConfig().kv_cache_length
+    for kept in (tokens, 1408):
+        seen = rows - tokens + kept
+        counted = by_class(count(model, dims={"num_keep": kept}, kv_length=seen))
+        pruned = kept if kept < tokens else None
+        work = dit_pass(LIVEEDIT_1_3B.dit, tokens=tokens, keys=rows, kept=pruned)
+        expected = {w.name: w.flops for w in work if w.flops}
+        assert counted == pytest.approx(expected, rel=0.01)
 
 
 def test_a_trained_folder_is_exported_with_its_averaged_weights(tmp_path: Path) -> None:

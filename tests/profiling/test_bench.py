@@ -91,10 +91,8 @@ def test_command_writes_records_and_pictures(
     assert "DiT only" in printed
     records = json.loads(printed.splitlines()[-1])["records"]
     assert len(records) == 3  # the keep ratio has no meaning with the mask off
-    assert {"fps.png", "latency.png", "stages.png", "bench.md", "timeline.html"} <= {
-        p.name for p in out.iterdir()
-    }
-    for name in ("fps", "latency", "stages"):
+    assert {"bench.md", "timeline.html"} <= {p.name for p in out.iterdir()}
+    for name in ("fps", "latency", "roofline", "stages"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     saved = [read_record(p) for p in out.glob("*.json")]
     assert len(saved) == 3

@@ -6,8 +6,16 @@ import pytest
 
 from liveedit.cli import main
 from liveedit.errors import UsageError
+from liveedit.profiling.build_record import build_name
 from liveedit.profiling.doc_tables import NOT_MEASURED, fill, fill_file
-from liveedit.profiling.records import distribution, new_record, read_folder, single, write_record
+from liveedit.profiling.records import (
+    distribution,
+    new_record,
+    read_folder,
+    read_record,
+    single,
+    write_record,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +46,18 @@ def test_tables_come_from_records(tmp_path: Path) -> None:
     assert not fill_file(document, [record])
     with pytest.raises(UsageError, match="no figure 'speed'"):
         fill("<!-- records: bench speed -->\n<!-- end -->", [record])
+
+
+def test_every_build_is_called_as_its_file() -> None:
+    for path in (ROOT / "profiling/records").glob("build-*.json"):
+        assert path.stem == f"build-{build_name(read_record(path))}"
+
+
+def test_bytes_are_shown_in_mib() -> None:
+    record = new_record("kernels", "case", "c", {}, {"plan": single(3 * 2**20, "bytes")})
+    lines = fill("<!-- records: kernels plan -->\n<!-- end -->", [record]).splitlines()
+    assert "plan, MiB" in lines[1]
+    assert "| 3 |" in lines[3]
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

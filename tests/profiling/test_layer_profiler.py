@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from test_layers import plan_file
 
 from liveedit.cli import main
+from liveedit.engines import plan_loader
 from liveedit.engines.flavour import FLAVOURS
 from liveedit.errors import UsageError
 from liveedit.profiling.layer_profiler import LayerTimes, layer_profiler
+from liveedit.runtime import cuda_device
 
 
 class StandIn:
@@ -58,3 +60,22 @@ def test_nothing_reported_is_said(tmp_path: Path) -> None:
 def test_a_plan_is_measured_in_full_passes_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "layers", "--backend", "tensorrt-rtx", "--kept", "48"]) == 2
     assert "full passes of a bundle's own plan" in capsys.readouterr().err
+
+
+def test_the_roofline_is_that_of_the_card_that_ran(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Card:
+        name = "NVIDIA Abacus 9000"
+
+    monkeypatch.setattr(cuda_device, "CudaDevice", Card)
+    command = ["profile", "layers", "--backend", "tensorrt-rtx"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "GPU 'NVIDIA Abacus 9000' is not in the table" in said
+    assert "--gpu-peaks" in said
+    # With its peaks given, the next thing missing is the plan.
+    here = SimpleNamespace(flavour="tensorrt-rtx", compute_capability="sm90")
+    monkeypatch.setattr(plan_loader, "environment", lambda flavour: here)
+    assert main([*command, "--gpu-peaks", "100,200,1000"]) == 1
+    assert "holds no fp32 plans. Run: liveedit build" in capsys.readouterr().err

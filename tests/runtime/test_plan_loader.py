@@ -165,9 +165,9 @@ def test_a_gpu_that_is_too_small_is_refused_before_a_plan_is_loaded(
     bundle: tuple[Path, Manifest],
 ) -> None:
     plans = plan_set(bundle[1], EVERY)
-    check_memory(HostDevice(None), bundle[1], "fp32", plans)
+    check_memory(HostDevice(None), bundle[1], plans)
     with pytest.raises(BackendError, match=r"\(7000 of weights, 4096 of activations\), of which 9"):
-        check_memory(HostDevice(None, memory_bytes=9000), bundle[1], "fp32", plans)
+        check_memory(HostDevice(None, memory_bytes=9000), bundle[1], plans)
 
 
 def test_streamed_weights_are_not_captured(bundle: tuple[Path, Manifest]) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from liveedit import __version__
-from liveedit.errors import LiveEditError
+from liveedit.errors import LiveEditError, system_refusal
 
 COMMANDS: dict[str, str] = {
     "demo": "edit the shipped clip with the shipped bundle",
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a path that cannot be read or written, a disk without room
+        print(f"liveedit: {system_refusal(error)}", file=sys.stderr)
         return 1
 
 

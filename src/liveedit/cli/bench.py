@@ -17,8 +17,15 @@ from liveedit.bundle import write_atomic
 from liveedit.cli.edit import add_token_budget
 from liveedit.config import to_dict
 from liveedit.errors import UsageError
-from liveedit.profiling import bench_report, host_overhead, pass_speed, reference_speed
+from liveedit.profiling import (
+    bench_report,
+    host_overhead,
+    machine_peaks,
+    pass_speed,
+    reference_speed,
+)
 from liveedit.profiling.bench_case import Case, CaseResult, run_case, to_record
+from liveedit.profiling.gpus import find_gpu
 from liveedit.profiling.host_trace import host_trace
 from liveedit.profiling.nsys_report import analyse
 from liveedit.profiling.records import (
@@ -30,7 +37,7 @@ from liveedit.profiling.records import (
     write_record,
 )
 from liveedit.profiling.timeline import page
-from liveedit.runtime.backends import BACKENDS
+from liveedit.runtime.backends import BACKENDS, GPU_BACKENDS
 from liveedit.runtime.shipped import shipped
 
 SUBCOMMANDS = {
@@ -224,4 +231,26 @@ def _write(out: Path, results: list[CaseResult], records: list[Record], *, plots
         draw.latency_histogram(samples, out / "latency.png")
         draw.stage_bars(records, out / "stages.png")
         draw.fps_against_keep(records, out / "fps.png")
+        try:
+            draw.roofline(
+                bench_report.dit_points(records), *_peaks(results[0], records[0]),
+                out / "roofline.png", title="DiT passes of a chunk",
+            )  # fmt: skip
+        except UsageError as error:
+            print(f"no roofline.png: {error}")
     print(f"wrote {out}", end="\n\n")
+
+
+def _peaks(result: CaseResult, record: Record) -> tuple[float, float]:
+    """GFLOP/s and GB/s of what ran the DiT: the card by its table entry, this CPU measured.
+
+    Raises:
+        UsageError: the card is not known, or what measures a CPU is not installed.
+    """
+    if result.case.backend in GPU_BACKENDS:
+        if not record.environment.gpus:
+            raise UsageError("the card's name is not known. Run: pip install nvidia-ml-py")
+        card = find_gpu(record.environment.gpus[0].name)
+        return card.half_tflops * 1e3, card.bandwidth_gbps
+    peaks = machine_peaks.measure(result.case.threads)
+    return peaks.gflops, peaks.bandwidth_gbps

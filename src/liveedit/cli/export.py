@@ -81,10 +81,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         progress("reading checkpoints")
         weights, tokenizer, notes = sources.checkpoint_sources(
-            model, options.checkpoint, options.wan, options.taehv, ema=options.ema
-        )
+            model, options.checkpoint, options.wan, options.taehv, ema=options.ema,
+            text_encoder=not options.no_text_encoder,
+        )  # fmt: skip
     if options.no_text_encoder:
-        weights.pop("text_encoder")
+        weights.pop("text_encoder", None)
     manifest = write_bundle(
         options.output,
         model,

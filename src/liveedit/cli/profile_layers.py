@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from liveedit.bundle import Manifest, read_manifest
+from liveedit.cli.profile_roofline import add_gpu, chosen_gpu
 from liveedit.config import to_dict
 from liveedit.errors import UsageError
 from liveedit.profiling import layer_table, machine_peaks
-from liveedit.profiling.gpus import find_gpu
+from liveedit.profiling.gpus import Gpu
 from liveedit.profiling.layer_table import LayerRow, LayerTime, group
 from liveedit.profiling.onnx_flops import NodeFlops, count
 from liveedit.profiling.ort_profile import profile_pass
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("onnxruntime", "tensorrt", "tensorrt-rtx"),
         help="what runs the pass; TensorRT's own profiler times a plan on this GPU",
     )
-    parser.add_argument("--gpu", default="H200", help="card whose roofline --times is held against")
+    add_gpu(parser, default="the one that --backend measures on, else H200")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="roofline plot")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write a record")
 
@@ -71,13 +72,14 @@ def run(options: argparse.Namespace) -> int:
     manifest = read_manifest(bundle)
     _, precision = resolve(bundle, manifest, options.backend, options.precision)
     flops = _flops(bundle, manifest, precision, options.kept)
-    if options.plan or options.backend != "onnxruntime":
-        gpu = find_gpu(options.gpu)
-        peak, bandwidth, where = gpu.half_tflops * 1e3, gpu.bandwidth_gbps, gpu.name
+    gpu: Gpu | None = None
     if options.backend != "onnxruntime":
-        times = _on_gpu(options, bundle, manifest, precision)
+        times, gpu = _on_gpu(options, bundle, manifest, precision)
     elif options.plan:
         times = plan_times(read_layers(options.plan), read_times(options.times))
+        gpu = chosen_gpu(options, "H200")
+    if gpu is not None:
+        peak, bandwidth, where = gpu.half_tflops * 1e3, gpu.bandwidth_gbps, gpu.name
     else:
         peaks = machine_peaks.measure(options.threads)
         peak, bandwidth, where = peaks.gflops, peaks.bandwidth_gbps, "this CPU, measured"
@@ -96,11 +98,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _on_gpu(
     options: argparse.Namespace, bundle: Path, manifest: Manifest, precision: str
-) -> list[LayerTime]:
-    """Layer times of the bundle's plan, measured here.
+) -> tuple[list[LayerTime], Gpu]:
+    """Layer times of the bundle's plan, measured here, and the card.
 
     Raises:
         BackendError: no GPU, or no plan that fits.
+        UsageError: the card's peaks are not known; says how to give them.
     """
     if options.plan or options.kept:
         raise UsageError("--backend measures full passes of a bundle's own plan: no --plan, --kept")
@@ -109,9 +112,11 @@ def _on_gpu(
     from liveedit.runtime.cuda_device import CudaDevice
 
     device = CudaDevice()
+    gpu = chosen_gpu(options, device.name)
     loader = PlanLoader.open(device, bundle, manifest, precision, options.backend)
     times = layer_times(bundle, manifest, precision, device, loader, chunks=options.runs)
-    return plan_times(read_layers(bundle / loader.plans.graphs[GRAPH].layers), times.average_ms)
+    layers = read_layers(bundle / loader.plans.graphs[GRAPH].layers)
+    return plan_times(layers, times.average_ms), gpu
 
 
 def _flops(bundle: Path, manifest: Manifest, precision: str, kept: int | None) -> list[NodeFlops]:
@@ -180,6 +185,7 @@ def _configuration(
         "model": manifest.model.name,
         "stream": to_dict(manifest.stream),
         "precision": precision,
+        "backend": "plan" if options.plan else options.backend,
         "kept": options.kept or manifest.stream.block_seq_length,
         "threads": options.threads,
         "roofline": where,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from liveedit.bundle import write_atomic
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         nsys = find_nsys()
         check_version(nsys)
         if options.print_command:
-            print(" ".join(command_line(nsys, out, args, options.capture)))
+            print(shlex.join(command_line(nsys, out, args, options.capture)))
             return 0
         out.parent.mkdir(parents=True, exist_ok=True)
         database = profile(nsys, out, args, options.capture)

@@ -9,17 +9,12 @@ import json
 from liveedit.config import ModelConfig, StreamConfig, TAEHVConfig, WanVAEConfig, named_config
 from liveedit.errors import UsageError
 from liveedit.profiling.accounting import MaskCache
-from liveedit.profiling.gpus import custom_gpu, find_gpu, known_names
+from liveedit.profiling.gpus import Gpu, custom_gpu, find_gpu, known_names
 from liveedit.profiling.roofline import as_dict, bound, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpu", default="H200", help=f"one of: {known_names()} (default H200)")
-    parser.add_argument(
-        "--gpu-peaks",
-        metavar="HALF,EIGHT,BANDWIDTH",
-        help="another card: dense 16-bit and 8-bit TFLOP/s and GB/s",
-    )
+    add_gpu(parser, default="H200")
     parser.add_argument("--config", default="liveedit-1.3b", help="named configuration")
     parser.add_argument("--window", type=int, help="attention window in latent frames")
     parser.add_argument("--size", metavar="HxW", help="pixels, for example 480x832")
@@ -30,8 +25,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line, last")
 
 
+def add_gpu(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """The options that `chosen_gpu` reads."""
+    parser.add_argument("--gpu", help=f"one of: {known_names()} (default: {default})")
+    parser.add_argument(
+        "--gpu-peaks",
+        metavar="HALF,EIGHT,BANDWIDTH",
+        help="another card: dense 16-bit and 8-bit TFLOP/s and GB/s",
+    )
+
+
+def chosen_gpu(options: argparse.Namespace, default: str) -> Gpu:
+    """The card that was asked for, else the one called ``default``.
+
+    Raises:
+        UsageError: no such card; the sentence lists the known ones.
+    """
+    if options.gpu_peaks:
+        return custom_gpu(options.gpu_peaks)
+    return find_gpu(options.gpu or default)
+
+
 def run(options: argparse.Namespace) -> int:
-    gpu = custom_gpu(options.gpu_peaks) if options.gpu_peaks else find_gpu(options.gpu)
+    gpu = chosen_gpu(options, "H200")
     if not 0.0 < options.keep <= 1.0:
         raise UsageError(f"--keep is a share between 0 and 1, got {options.keep}")
     model, stream = named_config(options.config)
