@@ -166,7 +166,7 @@ def roofline(
     axis.set_xlabel("FLOP per byte (compulsory traffic)")
     axis.set_ylabel("GFLOP/s")
     axis.set_title(title)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, bbox_to_anchor=(1.01, 1), loc="upper left")
     return _save(figure, path)
 
 
