@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -27,6 +28,10 @@ from liveedit.errors import disk_full
 
 KEPT_MESSAGES = ("Layers:", "Total Weights Memory", "Total Activation Memory")
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "uint8"}
+
+
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory|bad_alloc|MemoryError", re.IGNORECASE)
+LESS_MEMORY = "Free memory, or build fewer token counts (--keep) or one graph at a time (--graph)."
 
 
 class WorkerError(Exception):
@@ -108,8 +113,9 @@ def build(request: BuildRequest, events: Events) -> None:
     start = time.monotonic()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        errors = [m for severity, m in messages if severity <= 1]
-        raise WorkerError("the builder refuses the graph: " + "; ".join(errors[-3:]))
+        why = "; ".join([m for severity, m in messages if severity <= 1][-3:])
+        step = f" {LESS_MEMORY}" if OUT_OF_MEMORY.search(why) else ""
+        raise WorkerError(f"the builder refuses the graph: {why}{step}")
     build_s = time.monotonic() - start
     events.send(phase="writing")
     plan_bytes = plan.nbytes
@@ -235,7 +241,7 @@ def main() -> int:
         events.send(error=str(error))
         return 1
     except MemoryError:
-        events.send(error="out of memory")
+        events.send(error=f"the builder is out of memory. {LESS_MEMORY}")
         return 1
     except OSError as error:
         events.send(error=f"the disk is full: {error}" if disk_full(error) else str(error))

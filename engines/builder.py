@@ -12,6 +12,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from liveedit.engines.build_worker import BuildRequest, read_io
 from liveedit.engines.child import Progress, run_worker
 from liveedit.engines.flavour import FLAVOURS, Flavour, check_targets, resolve, version
 from liveedit.engines.gate import Limits, dropped_operands, findings, step_activation_bound
-from liveedit.engines.gpu import compute_capability, driver_version
+from liveedit.engines.gpu import compute_capability, name_and_driver
 from liveedit.engines.graph_facts import GraphFacts, read_facts
 from liveedit.engines.layers import LayerTable
 from liveedit.engines.onnx_files import verified_graph
@@ -308,11 +309,12 @@ def _need_space(root: Path, name: str, weights_bytes: int) -> None:
 
 
 def _timing_cache(inputs: BuildInputs) -> str | None:
-    """Kernel timings hold for one library version and one GPU model, so the name states both."""
-    if not FLAVOURS[inputs.flavour].has_timing_cache:
+    """Kernel timings hold for one library version, GPU model and driver: the name states all."""
+    present = name_and_driver()
+    if not FLAVOURS[inputs.flavour].has_timing_cache or present is None:
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    name = "-".join([inputs.flavour, inputs.version, *inputs.targets, driver_version() or "none"])
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = re.sub(r"[^\w.]+", "-", "-".join([inputs.flavour, inputs.version, *present]))
     return str(home / "liveedit-trt" / f"{name}.timing")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from liveedit.config import to_dict
-from liveedit.engines.build_worker import BuildRequest
+from liveedit.engines.build_worker import LESS_MEMORY, OUT_OF_MEMORY, BuildRequest
 from liveedit.engines.flavour import FLAVOURS, child_environment
 from liveedit.errors import BackendError
 
@@ -122,10 +122,10 @@ def _death(code: int, request: BuildRequest, progress: Progress, log_file: Path)
     said = f" Its last words: {' | '.join(tail)}" if tail else ""
     what = f"{progress.label}: the builder process"
     when = f"while {progress.phase}, after {progress.elapsed_s:.0f} s"
-    if code == -signal.SIGKILL or "bad_alloc" in said or "MemoryError" in said:
+    if code == -signal.SIGKILL or OUT_OF_MEMORY.search(said):
         return (
-            f"{what} was ended {when}; the system does this when memory runs out. Free memory, or "
-            f"build fewer token counts (--keep) or one graph at a time (--graph).{said}"
+            f"{what} was ended {when}; the system does this when memory runs out. "
+            f"{LESS_MEMORY}{said}"
         )
     if code < 0:
         name = signal.Signals(-code).name

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_bundles import write_bundle
+from engine_bundles import with_plan, write_bundle
 from engine_graphs import step_model
 
 from liveedit.bundle import read_manifest, write_manifest
@@ -129,6 +129,27 @@ def test_the_death_of_the_child_is_a_sentence(
     assert leftovers(bundle) == [".lock"]
 
 
+def test_no_memory_in_the_child_is_a_sentence(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+import sys
+from liveedit.engines import build_worker as worker
+
+def build(request, events):
+    raise MemoryError
+
+worker.build = build
+sys.exit(worker.main())
+"""
+    monkeypatch.setattr(
+        child, "worker_command", lambda request: [sys.executable, "-c", code, str(request)]
+    )
+    with pytest.raises(BackendError, match=r"builder is out of memory\. Free memory, or .*--keep"):
+        build(bundle)
+    assert leftovers(bundle) == [".lock"]
+
+
 def test_a_full_disk_in_the_child_is_a_sentence(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +251,17 @@ def test_each_missing_flavour_names_its_package(monkeypatch: pytest.MonkeyPatch)
             flavour.resolve(name)
     with pytest.raises(BackendError, match=r"tensorrt-rtx\..*pip install tensorrt-cu13"):
         flavour.resolve("auto")
+
+
+def test_timings_are_kept_by_version_gpu_and_driver(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(builder, "name_and_driver", lambda: ("NVIDIA RTX 4090", "13.0"))
+    inputs = with_plan(bundle)[1].inputs
+    assert builder._timing_cache(inputs) is None  # TensorRT-RTX has none
+    path = builder._timing_cache(replace(inputs, flavour="tensorrt", version="11.1"))
+    assert path == str(tmp_path / "liveedit-trt/tensorrt-11.1-NVIDIA-RTX-4090-13.0.timing")
 
 
 def test_profiles_are_few_and_static(bundle: Path) -> None:
