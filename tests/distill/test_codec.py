@@ -138,3 +138,19 @@ def test_a_foreign_encoder_is_refused(tmp_path: Path) -> None:
 def test_negative_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--minutes must not be negative"):
         codec.main(argparse.Namespace(data=tmp_path, out=tmp_path, minutes=-1.0, seed=0))
+
+
+def test_phases_follow_one_another_each_down_its_own_cosine() -> None:
+    first, last = codec.PHASES
+    assert [codec.phase_at(p)[0] for p in (0.0, 0.62, 0.64, 1.0, 1.2)] == [first] * 2 + [last] * 3
+    assert codec.phase_at(first.until) == (last, 0.0)
+    assert codec.phase_at(1.5)[1] == 1.0
+    late = 10 * codec.WARMUP_STEPS
+    for start, phase in ((0.0, first), (first.until, last)):
+        rates = [
+            codec.learning_rate(late, start + share * (phase.until - start))
+            for share in (0.0, 0.5, 0.9999)
+        ]
+        assert rates[0] == pytest.approx(phase.peak_lr)
+        assert rates[0] > rates[1] > rates[2]
+        assert rates[2] == pytest.approx(phase.peak_lr * codec.FINAL_LR_FACTOR, rel=0.01)
