@@ -24,7 +24,12 @@ from liveedit.profiling.accounting import (
 )
 from liveedit.profiling.codec_accounting import codec_layers, codec_work
 from liveedit.profiling.frames import clip_frames, moving_square
-from liveedit.profiling.memory import release_free_memory, rss_bytes, status_bytes
+from liveedit.profiling.memory import (
+    device_free_bytes,
+    release_free_memory,
+    rss_bytes,
+    status_bytes,
+)
 from liveedit.profiling.prompting import give_prompt
 from liveedit.profiling.records import Figure, Record, distribution, new_record, single
 from liveedit.profiling.stage_timer import Span, StageTimer, TeeTracer, stage_ms
@@ -53,6 +58,7 @@ class Case:
     threads: int | None = None
     overlap: bool = True
     cuda_graphs: bool = True
+    prewarm: bool = False  # on a GPU: capture everything when the editor is opened
     wait_stages: bool = False  # on a GPU: stage times are the device's; serial, nothing captured
     seed: int = 0
     prompt: str = "make it blue"
@@ -74,6 +80,7 @@ class ChunkTime:
     """One steady-state chunk. ``ms`` runs from its frames' push to the edited frames."""
 
     ms: float
+    submit_ms: float  # of them until everything was queued; where nothing queues, all the work
     stages: dict[str, float]
     frames: int
     kept_tokens: int  # in pruned passes; all of them where no pass is pruned
@@ -93,11 +100,14 @@ class CaseResult:
     prompt_ms: float
     first_chunk_ms: float
     first_chunk_frames: int  # frames that had to come in before the first ones came out
-    warmup: int
+    warmup_ms: tuple[float, ...]  # of each chunk after the first, until the measured ones
+    first_frames: Frames  # what the first chunk shows
+    last_frames: Frames
     rss_before: int
     rss_open: int
     rss_steady: int
     peak: int
+    device_bytes: int | None  # what the stream took of the GPU's memory
     spans: tuple[Span, ...] = field(default_factory=tuple)
 
     @property
@@ -138,6 +148,7 @@ def run_case(case: Case) -> CaseResult:
     warmup = case.warmup or stream.local_attn_size // stream.num_frame_per_block + 1
     release_free_memory()
     rss_before = rss_bytes()
+    free_before = device_free_bytes() if backend in GPU_BACKENDS else None
     start = time.perf_counter()
     editor = StreamEditor.open(
         case.bundle,
@@ -148,6 +159,7 @@ def run_case(case: Case) -> CaseResult:
         threads=case.threads,
         overlap=case.overlap and not case.wait_stages,
         cuda_graphs=case.cuda_graphs and not case.wait_stages,
+        prewarm=case.prewarm,
         tracer=tracer,
     )
     with editor, tracer.range("stream", backend=case.backend):
@@ -156,26 +168,24 @@ def run_case(case: Case) -> CaseResult:
         rss_open = rss_bytes()
         give_prompt(editor, case.prompt, precision)
         prompted = time.perf_counter()
-        pushed = _push_first(editor, source)
+        first_frames, pushed = _push_first(editor, source)
         first_ms = (time.perf_counter() - prompted) * 1e3
+        warmup_ms = []
         for i in range(warmup - 1):
-            _push(editor, source, pushed + i * per_chunk, per_chunk)
+            _, ms = _push(editor, source, pushed + i * per_chunk, per_chunk)
+            warmup_ms.append(ms)
         timer.take()
         rss_warm = rss_bytes()
         begin = pushed + (warmup - 1) * per_chunk
         chunks, spans = [], []
         with tracer.range(nvtx_ranges.STEADY):
             for i in range(case.chunks):
-                frames = _cut(source, begin + i * per_chunk, per_chunk)
-                before = time.perf_counter_ns()
-                edited = editor.push(frames)
-                ms = (time.perf_counter_ns() - before) / 1e6
+                edited, ms = _push(editor, source, begin + i * per_chunk, per_chunk)
                 mine = timer.take()
                 spans += mine
-                chunks.append(
-                    _chunk_time(manifest, precision, case.policy, _only(edited), ms, mine)
-                )
+                chunks.append(_chunk_time(manifest, precision, case.policy, edited, ms, mine))
         rss_steady = rss_bytes()
+        free_steady = device_free_bytes() if backend in GPU_BACKENDS else None
     return CaseResult(
         case=case,
         manifest=manifest,
@@ -185,11 +195,14 @@ def run_case(case: Case) -> CaseResult:
         prompt_ms=(prompted - opened) * 1e3,
         first_chunk_ms=first_ms,
         first_chunk_frames=pushed,
-        warmup=warmup,
+        warmup_ms=tuple(warmup_ms),
+        first_frames=first_frames,
+        last_frames=edited.frames.copy(),
         rss_before=rss_before,
         rss_open=rss_open,
         rss_steady=max(rss_warm, rss_steady),
         peak=status_bytes("VmHWM"),
+        device_bytes=None if free_before is None else free_before - (free_steady or 0),
         spans=tuple(spans),
     )
 
@@ -204,16 +217,22 @@ def _cut(source: Frames, start: int, count: int) -> Frames:
     return source[np.arange(start, start + count) % len(source)]
 
 
-def _push_first(editor: StreamEditor, source: Frames) -> int:
-    """Push frame by frame until the first chunk comes out; returns how many it took."""
+def _push_first(editor: StreamEditor, source: Frames) -> tuple[Frames, int]:
+    """Push frame by frame until the first chunk comes out: its frames, and how many it took."""
     for n in range(len(source)):
-        if editor.push(source[n : n + 1]):
-            return n + 1
+        if chunks := editor.push(source[n : n + 1]):
+            return _only(chunks).frames.copy(), n + 1  # a view would take a place for a chunk
     raise LiveEditError(f"no chunk came out of {len(source)} frames")
 
 
-def _push(editor: StreamEditor, source: Frames, start: int, count: int) -> EditedChunk:
-    return _only(editor.push(_cut(source, start, count)))
+def _push(
+    editor: StreamEditor, source: Frames, start: int, count: int
+) -> tuple[EditedChunk, float]:
+    """The chunk that comes out for these frames, and how many ms that took."""
+    frames = _cut(source, start, count)
+    before = time.perf_counter_ns()
+    chunks = editor.push(frames)
+    return _only(chunks), (time.perf_counter_ns() - before) / 1e6
 
 
 def _only(chunks: list[EditedChunk]) -> EditedChunk:
@@ -246,6 +265,7 @@ def _chunk_time(
     ]
     return ChunkTime(
         ms=ms,
+        submit_ms=sum(s.ms for s in spans if s.name in ("upload", "encode", "chunk")),
         stages=stage_ms(spans),
         frames=len(edited.frames),
         kept_tokens=edited.num_kept if pruned else tokens,
@@ -266,6 +286,7 @@ def configuration(result: CaseResult) -> dict[str, Any]:
         "mask": case.mask,
         "keep": case.keep if case.mask != "off" else 1.0,
         **({"token_budget": case.token_budget} if case.token_budget else {}),
+        **({"prewarm": True} if case.prewarm else {}),
         "threads": case.threads or 0,
         "source": case.video.name if case.video else "moving square",
         "included": "upload, encode, DiT, decode, download; no file I/O, no text encoder",
@@ -292,6 +313,8 @@ def figures(result: CaseResult) -> dict[str, Figure]:
             "dit_ms": distribution(passes, "ms", "lower"),
             "dit_gflop_per_s": distribution(dit, "GFLOP/s", "higher"),
         }
+    else:
+        out["submit_ms"] = distribution([c.submit_ms for c in chunks], "ms", "lower")
     names = sorted({name for c in chunks for name in c.stages})
     for name in names:
         samples = [c.stages.get(name, 0.0) for c in chunks]
@@ -306,6 +329,9 @@ def figures(result: CaseResult) -> dict[str, Figure]:
         "realised_keep": single(result.realised_keep, "share of tokens"),
         "first_chunk_ms": single(result.first_chunk_ms, "ms", "lower"),
         "first_chunk_frames": single(result.first_chunk_frames, "frame"),
+        "slowest_warmup_chunk_ms": single(
+            max(result.warmup_ms, default=result.first_chunk_ms), "ms", "lower"
+        ),
         "open_ms": single(result.open_ms, "ms", "lower"),
         "prompt_ms": single(result.prompt_ms, "ms", "lower"),
         "memory_predicted_buffers": single((sum(budget.values()) - budget["weights"]) / 1e6, "MB"),
@@ -314,6 +340,8 @@ def figures(result: CaseResult) -> dict[str, Figure]:
         "memory_measured_steady": single((result.rss_steady - result.rss_before) / 1e6, "MB"),
         "memory_peak_process": single(result.peak / 1e6, "MB"),
     }
+    if result.device_bytes is not None:
+        out["memory_measured_device"] = single(result.device_bytes / 1e6, "MB", "lower")
     return out
 
 
@@ -349,7 +377,7 @@ def to_record(result: CaseResult, command: str) -> Record:
         configuration(result),
         figures(result),
         notes=(
-            f"{result.warmup} warm-up chunks",
+            f"{1 + len(result.warmup_ms)} warm-up chunks",
             f"load average {load:.1f} on {len(os.sched_getaffinity(0))} cores at the end",
             *(f"bundle {k}: {v}" for k, v in sorted(result.manifest.notes.items())),
         ),
@@ -362,6 +390,7 @@ def part_name(result: CaseResult) -> str:
     mask = c.mask if c.mask == "off" else f"{c.mask}-{c.keep:g}"
     threads = f"-t{c.threads}" if c.threads else ""
     mask += f"-{c.token_budget}tokens" if c.token_budget else ""
+    mask += "-prewarm" if c.prewarm else ""
     model, stream = result.manifest.model, result.manifest.stream
     usual, at = MODELS.get(model.name, (None, None))
     editor = model.name

@@ -1,7 +1,8 @@
 """Parts of the GPU suite: the official editor with random weights, end to end.
 
 One part for each window and codec: exported, plans built, every backend, mask cache off and
-released at several keep ratios. What a part has when its time is up, it keeps.
+released at several keep ratios, the first frames with and without prewarming, and what layers take.
+What a part has when its time is up, it keeps.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from liveedit.bundle import read_manifest
 from liveedit.config import ModelConfig, TextEncoderConfig
 from liveedit.errors import LiveEditError
-from liveedit.profiling.bench_case import Case, figures, run_case
+from liveedit.profiling import host_overhead
+from liveedit.profiling.bench_case import Case, CaseResult, figures, run_case
 from liveedit.profiling.gpu_setting import Figures, Setting
-from liveedit.profiling.records import distribution, single
-from liveedit.runtime.mask_cache import Mode
+from liveedit.profiling.records import read_record, single
+from liveedit.runtime.backend import Frames
+from liveedit.runtime.mask_cache import MaskCachePolicy, Mode
 
 Codec = Literal["wan", "taehv"]
 # In order of value: the released editor's own ratio first.
@@ -30,6 +36,8 @@ MASKS: tuple[tuple[Mode, float], ...] = (
     ("released", 0.1),
     ("released", 0.5),
 )
+PREWARMED = MASKS[1]  # where the first chunks are measured, with and without prewarming
+LAYERS_WINDOW = 12  # of the editors whose layers are timed
 # Exporting six toy editors would take minutes: a dry run that has a bundle exports this one only.
 DRY_EXPORT: tuple[Codec, int] = ("taehv", 12)
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "onnxruntime-cuda": None}
@@ -51,16 +59,19 @@ def editor(codec: Codec, window: int, time_s: float) -> Callable[[Setting], Figu
                 bundle = s.bundle
             else:
                 _export(s, codec, window, bundle)
+            shown: dict[str, Frames] = {}
             for name, flavour in {"onnxruntime": None}.items() if s.dry else FLAVOURS.items():
                 try:
                     if flavour:
-                        _build(bundle, flavour, end - time.monotonic())
-                    _measure(s, bundle, name, end, out)
+                        _build(bundle, flavour, end)
+                    measure(s, bundle, name, end, out, shown)
+                    if window == LAYERS_WINDOW and (flavour or s.dry):
+                        time_layers(bundle, name, end, out)
                 except LiveEditError as error:
                     print(f"{name}: {error}", flush=True)
-        if not out:
-            raise LiveEditError("no backend ran; what each said is above")
-        return out
+            if not out:
+                raise LiveEditError("no backend ran; what each said is above")
+            return out | _host(s, bundle)
 
     return run
 
@@ -83,27 +94,55 @@ def _export(s: Setting, codec: Codec, window: int, bundle: Path) -> None:
     write_bundle(bundle, model, stream, weights, tokenizer, precisions=[precision], notes=notes)
 
 
-def _build(bundle: Path, flavour: str, time_s: float) -> None:
-    """Plans for this GPU, in a process of its own.
+def _build(bundle: Path, flavour: str, end: float) -> None:
+    """Plans for this GPU."""
+    keeps = ",".join(f"{keep:g}" for mask, keep in MASKS if mask != "off")
+    _command(["build", str(bundle), "--flavour", flavour, "--keep", keeps], end)
+
+
+def time_layers(bundle: Path, backend: str, end: float, out: Figures) -> None:
+    """Add what each class of layers takes in a full pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "layers.json"
+        arguments = ["profile", "layers", "--bundle", str(bundle), "--backend", backend]
+        _command([*arguments, "--runs", "2", "--out", str(record)], end)
+        figures = read_record(record).figures
+    out |= {f"{backend}.layers.{n}": f for n, f in figures.items() if n.startswith("ms.")}
+
+
+def _command(arguments: list[str], end: float) -> None:
+    """``liveedit ...`` in a process of its own.
 
     Raises:
-        LiveEditError: it failed, with the last it said; or it took longer than ``time_s``.
+        LiveEditError: it failed, with the last it said; or ``end`` came first.
     """
-    keeps = ",".join(f"{keep:g}" for mask, keep in MASKS if mask != "off")
-    command = [sys.executable, "-m", "liveedit", "build", str(bundle), "--flavour", flavour]
+    command = [sys.executable, "-m", "liveedit", *arguments]
+    left_s = max(end - time.monotonic(), 0)
     try:
-        done = subprocess.run(
-            [*command, "--keep", keeps], capture_output=True, text=True, timeout=max(time_s, 0)
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=left_s)
     except subprocess.TimeoutExpired:
-        raise LiveEditError("no time was left to build its plans") from None
+        raise LiveEditError(f"no time was left for liveedit {arguments[0]}") from None
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise LiveEditError(f"liveedit build: {said[-1] if said else done.returncode}")
+        raise LiveEditError(f"liveedit {arguments[0]}: {said[-1] if said else done.returncode}")
 
 
-def _measure(s: Setting, bundle: Path, backend: str, end: float, out: Figures) -> None:
+def _host(s: Setting, bundle: Path) -> Figures:
+    """The host's share of a chunk on this machine, without an engine."""
+    precision = min(read_manifest(bundle).graphs)
+    host = host_overhead.measure(
+        bundle, MaskCachePolicy(), precision=precision, chunks=2 if s.dry else 60
+    )
+    return host_overhead.figures(host)
+
+
+def measure(
+    s: Setting, bundle: Path, backend: str, end: float, out: Figures, shown: dict[str, Frames]
+) -> None:
     """Add to ``out`` what one backend does, mask by mask, until ``end``.
+
+    ``shown``: what backends made of the first and the last chunk, which the first of them is the
+    measure of; this one's are added.
 
     Raises:
         LiveEditError: the backend cannot run, or no time is left.
@@ -117,9 +156,11 @@ def _measure(s: Setting, bundle: Path, backend: str, end: float, out: Figures) -
             bundle=bundle, backend=backend, mask=mask, keep=keep, chunks=chunks, warmup=warmup
         )
         result = run_case(case)
-        out[f"{label}.fps"] = single(result.fps, "frame/s", "higher")
-        out[f"{label}.chunk_ms"] = distribution([c.ms for c in result.chunks], "ms", "lower")
-        out[f"{label}.realised_keep"] = single(result.realised_keep, "share of tokens")
+        measured = figures(result)
+        kept = ("fps", "chunk_ms", "submit_ms", "realised_keep", "memory_measured_device")
+        out |= {f"{label}.{name}": measured[name] for name in kept if name in measured}
+        if mask == "off":
+            out |= _differences(backend, result, shown)
         # The device's time of each stage, from a run of its own that waits for it.
         stages = figures(run_case(replace(case, wait_stages=True, chunks=2 if s.dry else 5)))
         out |= {
@@ -127,3 +168,32 @@ def _measure(s: Setting, bundle: Path, backend: str, end: float, out: Figures) -
             for name, figure in stages.items()
             if name.startswith(("stage_ms.", "dit_ms"))
         }
+        if (mask, keep) == PREWARMED:
+            out |= _first_frames(label, replace(case, chunks=2))
+
+
+def _differences(backend: str, result: CaseResult, shown: dict[str, Frames]) -> Figures:
+    """How the frames differ from those of the first backend, and keep them."""
+    mine = shown[backend] = np.concatenate([result.first_frames, result.last_frames])
+    first = next(iter(shown))
+    if first == backend:
+        return {}
+    difference = np.abs(mine.astype(np.int16) - shown[first])
+    return {
+        f"{backend}.largest_difference_from_{first}": single(difference.max(), "of 255", "lower"),
+        f"{backend}.mean_difference_from_{first}": single(difference.mean(), "of 255", "lower"),
+    }
+
+
+def _first_frames(label: str, case: Case) -> Figures:
+    """How long the first chunks take, captured on the way or when the editor is opened.
+
+    One chunk at a time, so that the first one is returned as soon as it is done.
+    """
+    out: Figures = {}
+    for prewarm in (False, True):
+        got = figures(run_case(replace(case, overlap=False, prewarm=prewarm)))
+        start = f"{label}.{'prewarmed' if prewarm else 'cold'}"
+        for name in ("open_ms", "first_chunk_ms", "slowest_warmup_chunk_ms"):
+            out[f"{start}.{name}"] = got[name]
+    return out

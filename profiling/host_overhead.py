@@ -142,6 +142,18 @@ def _device(
     return times, calls
 
 
+def figures(host: HostOverhead) -> dict[str, Figure]:
+    """Under the names that every record has them by."""
+    return {
+        "host.loop_ms": host.loop_ms,
+        "host.mask_ms": host.mask_ms,
+        "host.device_ms": host.device_ms,
+        "host.device_waits": single(host.device_waits, "call", "lower"),
+        "host.syncs_per_chunk": single(host.calls.get("sync", 0), "call", "lower"),
+        "host.allocations": single(host.allocations, "call", "lower"),
+    }
+
+
 def to_record(manifest: Manifest, host: HostOverhead, command: str) -> Record:
     """The overhead as a record."""
     stream = manifest.stream

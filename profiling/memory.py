@@ -1,4 +1,4 @@
-"""Resident memory of this process."""
+"""Memory: what this process holds, and what a GPU has left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 from pathlib import Path
 
 from liveedit.errors import LiveEditError
+from liveedit.runtime.cuda_device import cuda_api
 
 
 def status_bytes(key: str) -> int:
@@ -28,3 +29,13 @@ def release_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)
+
+
+def device_free_bytes() -> int:
+    """What can still be allocated on the first GPU.
+
+    Raises:
+        BackendError: there is none, or its driver is too old.
+    """
+    free, _ = cuda_api()("cudaMemGetInfo")
+    return int(free)

@@ -37,6 +37,9 @@ def test_a_case_accounts_for_the_whole_chunk(micro_bundle: Path) -> None:
         )
     )
     assert full.realised_keep == 1
+    assert full.first_frames.shape != full.last_frames.shape == (12, 48, 64, 3)
+    assert "device" not in " ".join(got)
+    assert got["slowest_warmup_chunk_ms"].value == max(result.warmup_ms)
     assert full.chunks[0].flops > result.chunks[0].flops
 
 

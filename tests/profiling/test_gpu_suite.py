@@ -1,18 +1,21 @@
 """The GPU suite's control flow at toy size on the CPU."""
 
+import math
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from liveedit.errors import LiveEditError
-from liveedit.profiling.gpu_editor import editor
+from liveedit.profiling.gpu_editor import editor, measure, time_layers
 from liveedit.profiling.gpu_parts import PARTS, main, run_part
 from liveedit.profiling.gpu_setting import setting
-from liveedit.profiling.records import read_record
+from liveedit.profiling.records import Figure, read_record
 
 SUITE = Path(__file__).parents[2] / "profiling/gpu_suite.sh"
 
@@ -43,6 +46,29 @@ def test_an_editor_of_every_window_and_codec(micro_bundle: Path) -> None:
     for label in ("onnxruntime.off", "onnxruntime.released-0.3"):
         assert figures[f"{label}.fps"].value > 0
         assert f"{label}.stage_ms.decode" in figures
+    assert not any("layers" in name for name in figures)
+    first = [f"onnxruntime.released-0.3.{how}.first_chunk_ms" for how in ("cold", "prewarmed")]
+    assert all(figures[name].value > 0 for name in first)
+    assert figures["host.device_waits"].value == 0
+
+
+def test_backends_are_held_against_the_first_one(micro_bundle: Path) -> None:
+    s, figures = setting(dry_run=True, bundle=micro_bundle), {}
+    shown: dict[str, np.ndarray] = {}
+    measure(s, micro_bundle, "onnxruntime", math.inf, figures, shown)
+    assert not any("difference" in name for name in figures)
+    shown = {"tensorrt": shown["onnxruntime"] ^ 1}
+    measure(s, micro_bundle, "onnxruntime", math.inf, figures, shown)
+    for what in ("largest", "mean"):
+        assert figures[f"onnxruntime.{what}_difference_from_tensorrt"].value == 1
+
+
+def test_layers_are_timed(micro_bundle: Path) -> None:
+    out: dict[str, Figure] = {}
+    time_layers(micro_bundle, "onnxruntime", time.monotonic() + 300, out)
+    assert out["onnxruntime.layers.ms.ffn"].value > 0
+    with pytest.raises(LiveEditError, match="no time was left for liveedit profile"):
+        time_layers(micro_bundle, "onnxruntime", 0, out)
 
 
 def test_an_editor_part_without_time_fails(micro_bundle: Path) -> None:

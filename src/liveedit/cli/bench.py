@@ -89,9 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-cuda-graphs", action="store_true", help="on a GPU: queue every call anew"
     )
     parser.add_argument(
+        "--prewarm", action="store_true", help="on a GPU: capture everything when it is opened"
+    )
+    parser.add_argument(
         "--stages",
         action="store_true",
-        help="on a GPU: wait after each stage, for its time; implies the two above",
+        help="on a GPU: wait after each stage, for its time; implies --serial --no-cuda-graphs",
     )
     parser.add_argument("--host", action="store_true", help="also the host's share (null backend)")
     parser.add_argument(
@@ -156,6 +159,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
         threads=options.threads,
         overlap=not options.serial,
         cuda_graphs=not options.no_cuda_graphs,
+        prewarm=options.prewarm,
         wait_stages=options.stages,
         prompt=options.prompt,
         video=options.video,
@@ -187,11 +191,7 @@ def _with_extras(record: Record, options: argparse.Namespace, case: Case) -> Rec
     extra: dict[str, Figure] = {}
     if options.host:
         host = host_overhead.measure(case.bundle, case.policy, precision=case.precision)
-        extra["host.loop_ms"], extra["host.mask_ms"] = host.loop_ms, host.mask_ms
-        extra["host.device_ms"] = host.device_ms
-        extra["host.device_waits"] = single(host.device_waits, "call", "lower")
-        extra["host.syncs_per_chunk"] = single(host.calls.get("sync", 0), "call", "lower")
-        extra["host.allocations"] = single(host.allocations, "call", "lower")
+        extra |= host_overhead.figures(host)
     if options.pass_speed:
         for keep in (0.5, 0.3, 0.1):
             speed = pass_speed.measure(case.bundle, keep, precision=case.precision)
