@@ -108,7 +108,7 @@ def build_bundle(
     targets = tuple(sorted(set(targets), key=lambda t: (len(t), t)))
     targets = targets or ((present,) if present else ())
     check_targets(chosen, targets, present)
-    _check_fp8(precision, targets)
+    check_fp8(precision, targets)
     specs = graphs_of(read_manifest(root), precision, graphs)
     with _only_builder(root) as staging:
         # Read again: what another build has listed meanwhile must not be lost.
@@ -237,7 +237,11 @@ def _build_graph(
     )
 
 
-def _check_fp8(precision: str, targets: tuple[str, ...]) -> None:
+def check_fp8(precision: str, targets: tuple[str, ...]) -> None:
+    """
+    Raises:
+        UsageError: FP8 for a GPU without it.
+    """
     without = [t for t in targets if int(t.removeprefix("sm")) < FIRST_FP8]
     if precision == "fp8" and without:
         raise UsageError(

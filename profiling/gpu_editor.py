@@ -1,8 +1,8 @@
 """Parts of the GPU suite: the official editor with random weights, end to end.
 
 One part for each window and codec: exported, plans built, every backend, mask cache off and
-released at several keep ratios, the first frames with and without prewarming, and what layers take.
-What a part has when its time is up, it keeps.
+released at several keep ratios, the first frames with and without prewarming, what layers take, and
+passes beside the PyTorch reference. What a part has when its time is up, it keeps.
 """
 
 from __future__ import annotations
@@ -11,22 +11,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from liveedit.bundle import read_manifest
 from liveedit.config import ModelConfig, TextEncoderConfig
 from liveedit.errors import LiveEditError
-from liveedit.profiling import host_overhead
-from liveedit.profiling.bench_case import Case, CaseResult, figures, run_case
+from liveedit.profiling import host_overhead, pass_parity
+from liveedit.profiling.bench_case import Case, figures, run_case
 from liveedit.profiling.gpu_setting import Figures, Setting
 from liveedit.profiling.records import read_record, single
 from liveedit.runtime.backend import Frames
 from liveedit.runtime.mask_cache import MaskCachePolicy, Mode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from liveedit.export.sources import Weights
 
 Codec = Literal["wan", "taehv"]
 # In order of value: the released editor's own ratio first.
@@ -37,7 +42,7 @@ MASKS: tuple[tuple[Mode, float], ...] = (
     ("released", 0.5),
 )
 PREWARMED = MASKS[1]  # where the first chunks are measured, with and without prewarming
-LAYERS_WINDOW = 12  # of the editors whose layers are timed
+DETAILED = 12  # window of the editors whose layers are timed and passes compared
 # Exporting six toy editors would take minutes: a dry run that has a bundle exports this one only.
 DRY_EXPORT: tuple[Codec, int] = ("taehv", 12)
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "onnxruntime-cuda": None}
@@ -55,18 +60,22 @@ def editor(codec: Codec, window: int, time_s: float) -> Callable[[Setting], Figu
         out: Figures = {}
         with tempfile.TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
+            weights: Mapping[str, Tensor] | None = None
             if s.dry and s.bundle is not None and (codec, window) != DRY_EXPORT:
                 bundle = s.bundle
             else:
-                _export(s, codec, window, bundle)
+                weights = _export(s, codec, window, bundle)["dit"]
+            parity = Parity(s, bundle, weights) if window == DETAILED and weights else None
             shown: dict[str, Frames] = {}
             for name, flavour in {"onnxruntime": None}.items() if s.dry else FLAVOURS.items():
                 try:
                     if flavour:
                         _build(bundle, flavour, end)
                     measure(s, bundle, name, end, out, shown)
-                    if window == LAYERS_WINDOW and (flavour or s.dry):
+                    if window == DETAILED and (flavour or s.dry):
                         time_layers(bundle, name, end, out)
+                    if parity:
+                        out |= parity.errors(name)
                 except LiveEditError as error:
                     print(f"{name}: {error}", flush=True)
             if not out:
@@ -76,7 +85,38 @@ def editor(codec: Codec, window: int, time_s: float) -> Callable[[Setting], Figu
     return run
 
 
-def _export(s: Setting, codec: Codec, window: int, bundle: Path) -> None:
+class Parity:
+    """Passes of every backend against the PyTorch reference, which runs once."""
+
+    def __init__(self, s: Setting, bundle: Path, weights: Mapping[str, Tensor]) -> None:
+        self._s, self._bundle, self._weights = s, bundle, weights
+        self._manifest = read_manifest(bundle)
+        self._precision = min(self._manifest.graphs)
+        self._inputs = pass_parity.random_inputs(self._manifest)
+        self._exact: list[pass_parity.Array] | None = None
+
+    def errors(self, backend: str) -> Figures:
+        """Of one backend, and the first time of PyTorch in the graphs' precision too.
+
+        Raises:
+            LiveEditError: the backend cannot run.
+        """
+        out: Figures = {}
+        if self._exact is None:
+            self._exact = self._reference("float32")
+            own = self._reference("float16") if self._precision == "fp16" else self._exact
+            out |= pass_parity.errors("torch", own, self._exact, self._manifest)
+        got = pass_parity.backend_passes(self._bundle, backend, self._precision, self._inputs)
+        return out | pass_parity.errors(backend, got, self._exact, self._manifest)
+
+    def _reference(self, dtype: str) -> list[pass_parity.Array]:
+        return pass_parity.reference_passes(
+            self._manifest, self._weights, self._inputs, device=self._s.device, dtype=dtype
+        )
+
+
+def _export(s: Setting, codec: Codec, window: int, bundle: Path) -> Weights:
+    """Write the bundle, its weights from a seed, and return them."""
     from liveedit.export.bundle_writer import write_bundle
     from liveedit.export.sources import random_sources
 
@@ -92,6 +132,7 @@ def _export(s: Setting, codec: Codec, window: int, bundle: Path) -> None:
     weights.pop("text_encoder")  # 5.7 G parameters that no chunk runs
     precision = "fp32" if s.dry else "fp16"
     write_bundle(bundle, model, stream, weights, tokenizer, precisions=[precision], notes=notes)
+    return weights
 
 
 def _build(bundle: Path, flavour: str, end: float) -> None:
@@ -160,7 +201,8 @@ def measure(
         kept = ("fps", "chunk_ms", "submit_ms", "realised_keep", "memory_measured_device")
         out |= {f"{label}.{name}": measured[name] for name in kept if name in measured}
         if mask == "off":
-            out |= _differences(backend, result, shown)
+            edited = np.concatenate([result.first_frames, result.last_frames])
+            out |= differences(backend, edited, shown)
         # The device's time of each stage, from a run of its own that waits for it.
         stages = figures(run_case(replace(case, wait_stages=True, chunks=2 if s.dry else 5)))
         out |= {
@@ -172,13 +214,13 @@ def measure(
             out |= _first_frames(label, replace(case, chunks=2))
 
 
-def _differences(backend: str, result: CaseResult, shown: dict[str, Frames]) -> Figures:
-    """How the frames differ from those of the first backend, and keep them."""
-    mine = shown[backend] = np.concatenate([result.first_frames, result.last_frames])
+def differences(backend: str, frames: Frames, shown: dict[str, Frames]) -> Figures:
+    """How uint8 frames differ from those of the first backend; they are added to ``shown``."""
+    shown[backend] = frames
     first = next(iter(shown))
     if first == backend:
         return {}
-    difference = np.abs(mine.astype(np.int16) - shown[first])
+    difference = np.abs(frames.astype(np.int16) - shown[first])
     return {
         f"{backend}.largest_difference_from_{first}": single(difference.max(), "of 255", "lower"),
         f"{backend}.mean_difference_from_{first}": single(difference.mean(), "of 255", "lower"),

@@ -3,10 +3,10 @@
 #
 #   profiling/gpu_suite.sh OUT [BUNDLE] [--dry-run] [--wheels DIR]
 #
-# Parts are independent, bounded in time and ordered by value; each leaves OUT/PART.json (a record)
-# or OUT/PART.failed.txt, and OUT/summary.txt comes last. With --wheels, packages are installed from
-# DIR into OUT/venv, on top of what the machine's python3 already has. --dry-run runs every part at
-# toy size on the CPU.
+# BUNDLE is the shipped editor where none is named. Parts are independent, bounded in time and
+# ordered by value; each leaves OUT/PART.json (a record) or OUT/PART.failed.txt, and OUT/summary.txt
+# comes last. With --wheels, packages are installed from DIR into OUT/venv, on top of what the
+# machine's python3 already has. --dry-run runs every part at toy size on the CPU.
 set -uo pipefail
 
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -24,6 +24,7 @@ if [ -z "$out" ]; then
     echo "usage: $0 OUT [BUNDLE] [--dry-run] [--wheels DIR]" >&2
     exit 2
 fi
+bundle=${bundle:-$repository/runtime/assets/tiny}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
@@ -60,7 +61,7 @@ elif [ -z "${LIVEEDIT_LIBRARIES:-}" ] && command -v cmake > /dev/null; then
         && export LIVEEDIT_LIBRARIES="$out/build" \
         || echo "host kernels were not built; see $out/build.txt"
 fi
-if [ -z "$dry" ] && [ -n "$bundle" ]; then
+if [ -z "$dry" ]; then
     # Plans for this GPU, in a copy: the bundle stays as it is.
     cp -rT "$bundle" "$out/bundle" || exit 1
     bundle=$out/bundle
@@ -74,8 +75,7 @@ fi
 failed=0
 while read -r part limit; do
     echo "== $part (at most $limit s)"
-    arguments=(run "$part" --out "$out")
-    [ -n "$bundle" ] && arguments+=(--bundle "$bundle")
+    arguments=(run "$part" --out "$out" --bundle "$bundle")
     [ -n "$dry" ] && arguments+=("$dry")
     begin=$SECONDS
     if timeout --kill-after=10 "$limit" "$python" -m liveedit.profiling.gpu_parts \

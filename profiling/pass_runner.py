@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from liveedit.runtime.backend import KEEP_DIMENSION, Backend
 
 class PassRunner:
     """Runs passes of the last chunk of a full window. Inputs are zeros but for small noise."""
+
+    SCALARS: ClassVar[dict[str, float]] = {"timestep": 500.0, "sigma": 0.5, "sigma_next": 0.25}
 
     def __init__(self, root: Path, manifest: Manifest, precision: str, backend: Backend) -> None:
         self._manifest, self._backend = manifest, backend
@@ -31,13 +34,17 @@ class PassRunner:
         backend.start()
         for i, name in enumerate(("noisy", "source", "noise")):
             backend.write_noise(name, control="control", draw=i)
-        for name, value in (("timestep", 500.0), ("sigma", 0.5), ("sigma_next", 0.25)):
+        for name, value in self.SCALARS.items():
             backend.write(name, value)
         backend.write("rope_cos", 1.0)
-        self._past = manifest.stream.kv_cache_length - self._tokens
-        backend.write("write_index", self._past)
-        self.kept = 0
-        self.keep(self._tokens)
+        self.kept = self._tokens
+        self.place(manifest.stream.kv_cache_length - self._tokens)
+
+    def place(self, row: int) -> None:
+        """Let the next passes write K and V from ``row`` on, and attend to all rows before it."""
+        self._past = row
+        self._backend.write("write_index", row)
+        self.keep(self.kept)
 
     def keep(self, kept: int) -> None:
         """Choose ``kept`` tokens, spread evenly; the next passes compute those."""

@@ -5,20 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from liveedit.engines import flavour as flavours
+from liveedit.engines import gpu
+from liveedit.engines.builder import check_fp8
+from liveedit.errors import LiveEditError
 from liveedit.profiling.bench_case import Case, run_case
-from liveedit.profiling.environment import read_environment
-from liveedit.runtime.backends import BACKENDS
+from liveedit.runtime.cuda_device import CudaDevice
 
-CPU_BACKENDS = ("onnxruntime", "null")
 Run = Callable[[str], float]  # precision -> frames per second
 
 
-def gpu_backend() -> tuple[str, str]:
-    """The backend that runs plans, or nothing and why it cannot be measured here."""
-    if not read_environment().gpus:
+def gpu_flavour(precision: str) -> tuple[str, str]:
+    """The TensorRT flavour whose plans of a precision run here, or nothing and why none does.
+
+    Asked before anything is measured, so that it does not fail after hours of it.
+    """
+    present = gpu.compute_capability()
+    if present is None:
         return "", "no GPU on this machine"
-    found = [b for b in BACKENDS if b not in CPU_BACKENDS]
-    return (found[0], "") if found else ("", "this version has no backend that runs plans")
+    try:
+        chosen = flavours.resolve("auto")
+        flavours.load(chosen)
+        flavours.check_targets(chosen, (present,), present)
+        check_fp8(precision, (present,))
+        CudaDevice().close()
+    except LiveEditError as error:
+        return "", str(error)
+    return chosen.name, ""
 
 
 def frames_per_second(bundle: Path, backend: str, chunks: int = 40) -> Run:

@@ -1,6 +1,5 @@
 """The GPU suite's control flow at toy size on the CPU."""
 
-import math
 import os
 import re
 import subprocess
@@ -12,10 +11,11 @@ import numpy as np
 import pytest
 
 from liveedit.errors import LiveEditError
-from liveedit.profiling.gpu_editor import editor, measure, time_layers
+from liveedit.profiling.gpu_editor import differences, editor, time_layers
 from liveedit.profiling.gpu_parts import PARTS, main, run_part
 from liveedit.profiling.gpu_setting import setting
 from liveedit.profiling.records import Figure, read_record
+from liveedit.runtime.shipped import shipped
 
 SUITE = Path(__file__).parents[2] / "profiling/gpu_suite.sh"
 
@@ -46,21 +46,19 @@ def test_an_editor_of_every_window_and_codec(micro_bundle: Path) -> None:
     for label in ("onnxruntime.off", "onnxruntime.released-0.3"):
         assert figures[f"{label}.fps"].value > 0
         assert f"{label}.stage_ms.decode" in figures
-    assert not any("layers" in name for name in figures)
+    assert not any("layers" in name or "difference" in name for name in figures)
     first = [f"onnxruntime.released-0.3.{how}.first_chunk_ms" for how in ("cold", "prewarmed")]
     assert all(figures[name].value > 0 for name in first)
     assert figures["host.device_waits"].value == 0
 
 
-def test_backends_are_held_against_the_first_one(micro_bundle: Path) -> None:
-    s, figures = setting(dry_run=True, bundle=micro_bundle), {}
-    shown: dict[str, np.ndarray] = {}
-    measure(s, micro_bundle, "onnxruntime", math.inf, figures, shown)
-    assert not any("difference" in name for name in figures)
-    shown = {"tensorrt": shown["onnxruntime"] ^ 1}
-    measure(s, micro_bundle, "onnxruntime", math.inf, figures, shown)
+def test_backends_are_held_against_the_first_one() -> None:
+    frames, shown = np.full((2, 4, 4, 3), 7, dtype=np.uint8), {}
+    assert not differences("tensorrt", frames, shown)
+    figures = differences("onnxruntime", frames ^ 8, shown)
     for what in ("largest", "mean"):
-        assert figures[f"onnxruntime.{what}_difference_from_tensorrt"].value == 1
+        assert figures[f"onnxruntime.{what}_difference_from_tensorrt"].value == 8
+    assert set(shown) == {"tensorrt", "onnxruntime"}
 
 
 def test_layers_are_timed(micro_bundle: Path) -> None:
@@ -112,7 +110,7 @@ case "$*" in
     *" bad "*) echo "it broke" >&2; exit 3 ;;
     *" late "*) exec sleep 30 ;;
     *summary*) echo "the table" ;;
-    *) touch "{tmp_path}/$4.ran" ;;
+    *) echo "$*" > "{tmp_path}/$4.ran" ;;
 esac
 """
     )
@@ -123,6 +121,6 @@ esac
     assert done.returncode == 1
     assert "2 parts failed" in done.stdout
     assert done.stdout.index("the table") > done.stdout.index("last")
-    assert (tmp_path / "last.ran").is_file()
+    assert f"--bundle {shipped('tiny').resolve()} --dry-run" in (tmp_path / "last.ran").read_text()
     assert "it broke" in (tmp_path / "out/bad.failed.txt").read_text()
     assert "exit status 124" in (tmp_path / "out/late.failed.txt").read_text()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from liveedit.config import to_dict
-from liveedit.errors import UsageError
+from liveedit.engines import flavour as flavours
+from liveedit.engines import gpu
+from liveedit.errors import BackendError, UsageError
 from liveedit.evaluation.known_edits import EditScore
 from liveedit.export.drift import Drift
 from liveedit.export.edit_quality import Quality
@@ -94,14 +97,24 @@ def test_speed_is_measured_there_and_back() -> None:
     assert order == ["fp16", "int8", "int8", "fp16"]
 
 
-def test_without_a_gpu_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Machine:
-        gpus: tuple[str, ...] = ()
+def test_speed_is_asked_of_the_flavour_that_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(capability: str | None, *modules: str) -> None:
+        monkeypatch.setattr(gpu, "compute_capability", lambda: capability)
+        monkeypatch.setattr(flavours, "installed", lambda f: f.module in modules)
 
-    monkeypatch.setattr(precision_speed, "read_environment", Machine)
-    assert precision_speed.gpu_backend() == ("", "no GPU on this machine")
-    Machine.gpus = ("one",)
-    monkeypatch.setattr(precision_speed, "BACKENDS", ("onnxruntime", "null"))
-    assert precision_speed.gpu_backend()[1] == "this version has no backend that runs plans"
-    monkeypatch.setattr(precision_speed, "BACKENDS", ("onnxruntime", "null", "plans"))
-    assert precision_speed.gpu_backend() == ("plans", "")
+    monkeypatch.setattr(flavours, "load", lambda f: None)
+    here(None, "tensorrt")
+    assert precision_speed.gpu_flavour("int8") == ("", "no GPU on this machine")
+    here("sm89")
+    assert "neither TensorRT nor TensorRT-RTX" in precision_speed.gpu_flavour("int8")[1]
+    here("sm90", "tensorrt_rtx")
+    assert "does not build for sm90" in precision_speed.gpu_flavour("int8")[1]
+    here("sm86", "tensorrt_rtx")
+    assert "no FP8 matrix products" in precision_speed.gpu_flavour("fp8")[1]
+    device = MagicMock(side_effect=BackendError("no kernels"))
+    monkeypatch.setattr(precision_speed, "CudaDevice", device)
+    assert precision_speed.gpu_flavour("int8") == ("", "no kernels")
+    device.side_effect = None
+    assert precision_speed.gpu_flavour("int8") == ("tensorrt-rtx", "")
+    here("sm90", "tensorrt_rtx", "tensorrt")
+    assert precision_speed.gpu_flavour("fp8") == ("tensorrt", "")

@@ -19,6 +19,7 @@ from liveedit.errors import LiveEditError, UsageError
 if TYPE_CHECKING:
     from liveedit.evaluation.known_edits import KnownEdit
     from liveedit.export.graph_trial import Clip
+    from liveedit.export.quantize import Format
     from liveedit.export.quantized_bundle import MeasureSpeed, Report
 
 GENERATED = "scenes"
@@ -198,7 +199,7 @@ def run(options: argparse.Namespace) -> int:
         ),
         progress,
         drift_edits=clips.drift,
-        speed=_speed(),
+        speed=speed_here(form),
     )
     print("\n".join(lines(report)))
     if options.records:
@@ -286,20 +287,21 @@ def clip_sets(
     return ClipSets(calibration=calibration, tuning=tuning, held_out=held, drift=drift)
 
 
-def _speed() -> MeasureSpeed | str:
+def speed_here(form: Format) -> MeasureSpeed | str:
     """How to measure speed here, or why not."""
     from liveedit.engines.builder import build_bundle
     from liveedit.export.verdict import Speed
     from liveedit.profiling import precision_speed
 
-    backend, reason = precision_speed.gpu_backend()
-    if not backend:
+    flavour, reason = precision_speed.gpu_flavour(form.name)
+    if not flavour:
         return reason
 
     def measure(bundle: Path, base: str, quantised: str) -> Speed:
         for precision in (base, quantised):
-            build_bundle(bundle, precision=precision)  # what is built already is taken as it is
-        run = precision_speed.frames_per_second(bundle, backend)
+            # What is built already is taken as it is.
+            build_bundle(bundle, flavour=flavour, precision=precision)
+        run = precision_speed.frames_per_second(bundle, flavour)
         slow, fast = precision_speed.compare_speed(base, quantised, run)
         return Speed(base_fps=slow, quantised_fps=fast)
 
