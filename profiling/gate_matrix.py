@@ -96,10 +96,13 @@ _TEXT = replace(
 )  # of the official proportions: heads of 64, an FFN 2.5 times as wide
 _SMALL = StreamConfig(height_px=64, width_px=96, local_attn_size=9, keep_bucket=8)
 
+_ALL = ("dit", "codec", "text_encoder")
+
 CASES = {
     case.name: case
     for case in (
-        GateCase(name="shipped", networks=("dit", "codec", "text_encoder"), keep=(0.4,)),
+        GateCase(name="shipped", networks=_ALL, keep=(0.4,)),
+        GateCase(name="shipped-native", networks=_ALL, plugins=False, keep=(0.4,)),
         GateCase(name="wide", model=_WIDE),
         GateCase(name="wide-native", model=_WIDE, plugins=False),
         GateCase(name="narrow", model=_NARROW, stream=_SMALL),
