@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -97,11 +98,17 @@ def profile(nsys: Path, out: Path, args: Sequence[str], capture: Capture = "stea
         LiveEditError: the program failed, or nothing was captured.
     """
     environment = {**os.environ, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
+    reports = [Path(f"{out}{suffix}") for suffix in (".nsys-rep", ".qdrep")]
+    for report in reports:
+        report.unlink(missing_ok=True)  # an earlier run's would pass for this one's
     done = subprocess.run(command_line(nsys, out, args, capture), env=environment)
-    report = next((p for s in (".nsys-rep", ".qdrep") if (p := Path(f"{out}{s}")).is_file()), None)
-    if done.returncode and report is None:
-        raise LiveEditError(f"`liveedit {' '.join(args)}` failed under nsys ({done.returncode})")
-    if report is None:
+    found = next((report for report in reports if report.is_file()), None)
+    failure = f"`liveedit {shlex.join(args)}` failed under nsys ({done.returncode})"
+    if done.returncode and found is None:
+        raise LiveEditError(failure)
+    if done.returncode:
+        print(f"{failure}; this is what was captured until then", file=sys.stderr)
+    if found is None:
         raise LiveEditError(
             f"nsys captured nothing: the range '{STEADY}' was not reached. `liveedit bench` opens "
             "it after its warm-up; for another command use --capture all, and see that the nvtx "
@@ -119,7 +126,7 @@ def profile(nsys: Path, out: Path, args: Sequence[str], capture: Capture = "stea
         database,
     ]
     try:
-        subprocess.run([*export, report], check=True, capture_output=True, text=True)
+        subprocess.run([*export, found], check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
-        raise LiveEditError(f"nsys could not export {report}: {error.stderr.strip()}") from None
+        raise LiveEditError(f"nsys could not export {found}: {error.stderr.strip()}") from None
     return database

@@ -60,10 +60,20 @@ def test_command_line_captures_the_steady_state_only(tmp_path: Path) -> None:
 
 
 def test_empty_capture_and_failing_program(tmp_path: Path) -> None:
+    (tmp_path / "x.nsys-rep").write_text("of an earlier run")
     with pytest.raises(LiveEditError, match=r"captured nothing.*--capture all"):
         nsys_run.profile(fake_nsys(tmp_path, profile="pass"), tmp_path / "x", ["bench"])
     with pytest.raises(LiveEditError, match=r"failed under nsys \(3\)"):
         nsys_run.profile(fake_nsys(tmp_path, profile="pass", code=3), tmp_path / "x", ["bench"])
+
+
+def test_what_a_failing_program_left_is_shown_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream_capture(tmp_path / "made.sqlite")
+    database = nsys_run.profile(fake_nsys(tmp_path, code=3), tmp_path / "x", ["bench"])
+    assert database.is_file()
+    assert "failed under nsys (3); this is what was captured" in capsys.readouterr().err
 
 
 def test_whole_command(
