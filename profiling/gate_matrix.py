@@ -3,7 +3,7 @@
     python -m liveedit.profiling.gate_matrix --out profiling/records
 
 exports the cases below with random weights, builds their plans and counts what the layer tables
-hold. The tests run a part of it that has each case and each GPU at least once.
+hold. The tests run a part of it, each GPU at least once.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class PassRunner:
             if buffer not in made:
                 made.add(buffer)
                 shape = tuple(self._tokens if d == KEEP_DIMENSION else int(d) for d in tensor.shape)
-                backend.alloc(buffer, tensor.dtype, shape)
+                backend.alloc(buffer, tensor.dtype, shape, "result" if buffer == "x0" else "state")
         backend.alloc("control", "int64", (8,))
         self.engine = backend.load("dit_step", spec, root / spec.file, [binding])
         backend.start()
@@ -57,8 +57,9 @@ class PassRunner:
         self.kept = kept
 
     def run(self) -> None:
-        """One pass. Waits for its result."""
-        self.engine.run(num_keep=self.kept)
+        """One pass, captured where the backend captures. Waits for its result."""
+        kept = self.kept
+        self._backend.replay(("pass", kept), lambda: self.engine.run(num_keep=kept))
         self._backend.read("x0")
 
     def flops(self, kept: int | None = None) -> float:

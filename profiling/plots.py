@@ -53,7 +53,7 @@ def latency_histogram(samples: Mapping[str, Sequence[float]], path: Path) -> Pat
         axis.set_title(f"{label}, {len(times)} chunks")
         axis.set_ylabel("chunks")
         axis.yaxis.get_major_locator().set_params(integer=True)
-        axis.legend()
+        axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     np.atleast_1d(axes)[-1].set_xlabel("time per chunk, ms")
     return _save(figure, path)
 
@@ -132,7 +132,10 @@ def roofline(
     *,
     title: str,
 ) -> Path:
-    """Achieved GFLOP/s of each (name, FLOP per byte, GFLOP/s) under the machine's roof."""
+    """Achieved GFLOP/s of each (name, FLOP per byte, GFLOP/s) under the machine's roof.
+
+    The legend adds the share of the roof that each one reaches.
+    """
     import numpy as np
 
     plt = _pyplot()
@@ -144,7 +147,12 @@ def roofline(
     x = np.logspace(np.log10(min(intensities) / 4), np.log10(max(intensities) * 4), 200)
     axis.plot(x, np.minimum(peak_gflops, bandwidth_gbps * x), color=_GREY, linewidth=2)
     axis.annotate(
-        f"{peak_gflops:.0f} GFLOP/s", (x[-1], peak_gflops), ha="right", va="bottom", color=_GREY
+        f"{peak_gflops:.0f} GFLOP/s",
+        (x[-1], peak_gflops),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        color=_GREY,
     )
     axis.annotate(
         f"{bandwidth_gbps:.1f} GB/s",
@@ -156,9 +164,15 @@ def roofline(
     for color, (name, intensity, rate) in zip(
         plt.get_cmap("tab10").colors * 3, points, strict=False
     ):
-        axis.scatter([intensity], [rate], color=color, s=42, zorder=3, label=name)
+        roof = min(peak_gflops, bandwidth_gbps * intensity)
+        axis.vlines(intensity, rate, roof, color=color, linestyle=":", linewidth=1)
+        label = f"{name}, {rate / roof:.0%}"
+        axis.scatter([intensity], [rate], color=color, s=42, zorder=3, label=label)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    rates = [p[2] for p in points] + [peak_gflops]
+    # A decade at least, or the axis has two labels.
+    axis.set_ylim(min(*rates, peak_gflops / 5) / 2, max(rates) * 2)
     for scale in (axis.xaxis, axis.yaxis):
         scale.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a decade alone leaves one label
         scale.set_major_formatter("{x:g}")

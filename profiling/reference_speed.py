@@ -18,9 +18,7 @@ from liveedit.bundle import read_manifest
 from liveedit.config import DiTConfig, StreamConfig
 from liveedit.errors import UsageError
 from liveedit.profiling.pass_runner import PassRunner
-from liveedit.runtime.backend import Backend
-from liveedit.runtime.graphs import choose_precision
-from liveedit.runtime.onnx_backend import OnnxBackend
+from liveedit.runtime.backends import GPU_BACKENDS, Opening, open_backend, resolve
 
 ReferenceMode = Literal["eager", "compile"]
 
@@ -53,19 +51,33 @@ def measure(
     precision: str | None = None,
     threads: int | None = None,
     rounds: int = 8,
-    backend: Backend | None = None,
+    backend: str = "onnxruntime",
 ) -> ReferenceSpeed:
-    """Compare full passes of the DiT.
+    """Compare full passes of the DiT where ``backend`` runs them; on a GPU the reference does, too.
+
+    The reference is half precision there unless the graphs are fp32, and float32 on the CPU.
 
     Raises:
         UsageError: torch is not installed.
+        BackendError: the backend is not here.
     """
     manifest = read_manifest(bundle)
-    name = choose_precision(bundle, manifest, precision)
-    ours_backend: Backend = backend or OnnxBackend(threads=threads)
+    backend, name = resolve(bundle, manifest, backend, precision)
+    on_gpu = backend in GPU_BACKENDS
+    opening = Opening(
+        root=bundle, manifest=manifest, precision=name, threads=threads, overlap=False
+    )
+    ours_backend = open_backend(backend, opening)
     try:
         runner = PassRunner(bundle, manifest, name, ours_backend)
-        reference = torch_pass(manifest.model.dit, manifest.stream, mode, threads=threads)
+        reference = torch_pass(
+            manifest.model.dit,
+            manifest.stream,
+            mode,
+            threads=threads,
+            device="cuda" if on_gpu else "cpu",
+            dtype="float16" if on_gpu and name != "fp32" else "float32",
+        )
         before = _median_ms(runner.run, rounds)
         middle = _median_ms(reference, rounds)
         after = _median_ms(runner.run, rounds)

@@ -1,6 +1,7 @@
 """The bench on a real bundle: what it measures, writes and compares."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from liveedit.profiling.records import read_record
 from liveedit.profiling.stage_timer import StageTimer, TeeTracer, stage_ms
 from liveedit.runtime.mask_cache import MaskCachePolicy
 from liveedit.runtime.null_backend import NullBackend
+from liveedit.runtime.shipped import shipped
 from liveedit.runtime.stream import StreamEditor
 
 
@@ -81,6 +83,34 @@ def test_reference_runs_between_two_of_ours(micro_bundle: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("backend", "precision", "device", "dtype"),
+    [
+        ("tensorrt", "fp16", "cuda", "float16"),
+        ("tensorrt", "fp32", "cuda", "float32"),
+        ("onnxruntime", "fp16", "cpu", "float32"),
+    ],
+)
+def test_the_reference_runs_where_ours_does(
+    monkeypatch: pytest.MonkeyPatch, backend: str, precision: str, device: str, dtype: str
+) -> None:
+    opened, made = [], dict[str, object]()
+
+    def reference(*_: object, **options: object) -> Callable[[], None]:
+        made.update(options)
+        return lambda: None
+
+    def open_backend(name: str, _: object) -> NullBackend:
+        opened.append(name)
+        return NullBackend()
+
+    monkeypatch.setattr(reference_speed, "torch_pass", reference)
+    monkeypatch.setattr(reference_speed, "open_backend", open_backend)
+    reference_speed.measure(shipped("tiny"), "eager", precision=precision, backend=backend)
+    assert opened == [backend]
+    assert (made["device"], made["dtype"]) == (device, dtype)
+
+
 def test_command_writes_records_and_pictures(
     micro_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +157,7 @@ LAYERS = Path(__file__).parents[2] / "profiling/records/layers-tiny-full.json"
     [
         (["--sweep", "colour=red"], "NAME=A,B"),
         (["--sweep", "keep-ratio=a"], "must be float"),
+        (["--backend", "tensorrt", "--pass-speed"], "on one CPU thread; leave it out"),
         (["--chunks", "1"], "at least 2"),
         (["--backend", "abacus"], "no backend 'abacus'"),
         (["--compare", "none.json"], "cannot be read"),

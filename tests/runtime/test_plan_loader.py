@@ -20,6 +20,7 @@ from liveedit.engines.flavour import context_settings
 from liveedit.engines.plan import BuildInputs, BuildOptions, BuiltPlan, PlanSet, here
 from liveedit.engines.plan_loader import PlanLoader, check_memory
 from liveedit.errors import BackendError, BundleError
+from liveedit.profiling.pass_runner import PassRunner
 from liveedit.profiling.plan_run import layer_times
 from liveedit.runtime import EditedChunk
 from liveedit.runtime.device_backend import DeviceBackend
@@ -107,6 +108,22 @@ def test_plans_give_the_stream_of_the_cpu(
     # One context per token count of the step, two sides of four codec graphs, two for the prompt.
     assert trt.contexts == len(EVERY) + 2 * 4 + 2
     assert backend.counts["graph launch"] > 0
+
+
+def test_a_pass_alone_is_captured_and_gives_that_of_the_cpu(
+    bundle: tuple[Path, Manifest], host_library: ctypes.CDLL
+) -> None:
+    device = plan_backend(bundle, host_library)[0]
+    results = []
+    for backend in (device, TwinBackend(host_library)):
+        runner = PassRunner(*bundle, "fp32", backend)
+        for kept in (72, 72, 72, 24):
+            runner.keep(kept)
+            runner.run()
+        results.append(backend.read("x0").copy())
+        backend.close()
+    np.testing.assert_array_equal(*results)
+    assert device.counts["graph launch"] == 2
 
 
 def test_layers_are_timed_in_full_passes_after_the_warm_up(

@@ -127,11 +127,16 @@ def run(options: argparse.Namespace) -> int:
         )
     results: list[CaseResult] = []
     records: list[Record] = []
+    if options.pass_speed and options.backend in GPU_BACKENDS:
+        raise UsageError(
+            f"--pass-speed compares passes on one CPU thread; leave it out with {options.backend}, "
+            "and sweep --keep-ratio with --stages instead"
+        )
     for case in _cases(options):
         result = run_case(case)
         record = to_record(result, command)
         if not records:
-            record = _with_extras(record, options, case)
+            record = _with_extras(record, options, result.case)
         print(bench_report.text_report(record), end="\n\n", flush=True)
         results.append(result)
         records.append(record)
@@ -202,8 +207,9 @@ def _with_extras(record: Record, options: argparse.Namespace, case: Case) -> Rec
             )
     if options.reference:
         ref = reference_speed.measure(
-            case.bundle, options.reference, precision=case.precision, threads=case.threads
-        )
+            case.bundle, options.reference, precision=case.precision, threads=case.threads,
+            backend=case.backend,
+        )  # fmt: skip
         name = f"reference.{ref.mode}"
         extra[f"{name}.full_pass_ms"] = single(ref.reference_ms, "ms")
         extra[f"{name}.our_full_pass_ms"] = single(
