@@ -8,7 +8,6 @@ import numpy as np
 
 from liveedit.errors import UsageError
 from liveedit.runtime.backend import Frames
-from liveedit.runtime.video_reader import VideoReader
 
 
 def moving_square(count: int, height_px: int, width_px: int) -> Frames:
@@ -31,6 +30,8 @@ def clip_frames(path: Path, count: int, height_px: int, width_px: int) -> Frames
     Raises:
         VideoError: the file is not a readable video.
     """
+    from liveedit.runtime.video_reader import VideoReader  # PyAV, which nothing else here needs
+
     found: list[Frames] = []
     with VideoReader(path) as reader:
         for frame in reader.frames():

@@ -64,13 +64,13 @@ def editor(codec: Codec, window: int, time_s: float) -> Callable[[Setting], Figu
             if s.dry and s.bundle is not None and (codec, window) != DRY_EXPORT:
                 bundle = s.bundle
             else:
-                weights = _export(s, codec, window, bundle)["dit"]
+                weights = export_editor(s, codec, window, bundle)["dit"]
             parity = Parity(s, bundle, weights) if window == DETAILED and weights else None
             shown: dict[str, Frames] = {}
             for name, flavour in {"onnxruntime": None}.items() if s.dry else FLAVOURS.items():
                 try:
                     if flavour:
-                        _build(bundle, flavour, end)
+                        build_plans(bundle, flavour, end)
                     measure(s, bundle, name, end, out, shown)
                     if window == DETAILED and (flavour or s.dry):
                         time_layers(bundle, name, end, out)
@@ -115,7 +115,7 @@ class Parity:
         )
 
 
-def _export(s: Setting, codec: Codec, window: int, bundle: Path) -> Weights:
+def export_editor(s: Setting, codec: Codec, window: int, bundle: Path) -> Weights:
     """Write the bundle, its weights from a seed, and return them."""
     from liveedit.export.bundle_writer import write_bundle
     from liveedit.export.sources import random_sources
@@ -135,10 +135,15 @@ def _export(s: Setting, codec: Codec, window: int, bundle: Path) -> Weights:
     return weights
 
 
-def _build(bundle: Path, flavour: str, end: float) -> None:
-    """Plans for this GPU."""
+def build_plans(bundle: Path, flavour: str, end: float, precision: str = "fp16") -> None:
+    """Plans for this GPU.
+
+    Raises:
+        LiveEditError: they cannot be built, or ``end`` came first.
+    """
     keeps = ",".join(f"{keep:g}" for mask, keep in MASKS if mask != "off")
-    _command(["build", str(bundle), "--flavour", flavour, "--keep", keeps], end)
+    arguments = ["build", str(bundle), "--flavour", flavour, "--precision", precision]
+    _command([*arguments, "--keep", keeps], end)
 
 
 def time_layers(bundle: Path, backend: str, end: float, out: Figures) -> None:
@@ -178,12 +183,20 @@ def _host(s: Setting, bundle: Path) -> Figures:
 
 
 def measure(
-    s: Setting, bundle: Path, backend: str, end: float, out: Figures, shown: dict[str, Frames]
+    s: Setting,
+    bundle: Path,
+    backend: str,
+    end: float,
+    out: Figures,
+    shown: dict[str, Frames],
+    precision: str | None = None,
 ) -> None:
     """Add to ``out`` what one backend does, mask by mask, until ``end``.
 
-    ``shown``: what backends made of the first and the last chunk, which the first of them is the
-    measure of; this one's are added.
+    Args:
+        shown: what backends made of the first and the last chunk, which the first of them is the
+            measure of; this one's are added.
+        precision: where it is not that of the plans, or the bundle's usual one; then in the names.
 
     Raises:
         LiveEditError: the backend cannot run, or no time is left.
@@ -191,11 +204,13 @@ def measure(
     for mask, keep in MASKS[:2] if s.dry else MASKS:
         if time.monotonic() > end:
             raise LiveEditError(f"no time was left from mask cache {mask} {keep:g} on")
-        label = f"{backend}.{mask}" + ("" if mask == "off" else f"-{keep:g}")
+        label = ".".join(filter(None, (backend, precision, mask)))
+        label += "" if mask == "off" else f"-{keep:g}"
         chunks, warmup = (2, 1) if s.dry else (30, None)
         case = Case(
-            bundle=bundle, backend=backend, mask=mask, keep=keep, chunks=chunks, warmup=warmup
-        )
+            bundle=bundle, backend=backend, precision=precision, mask=mask, keep=keep,
+            chunks=chunks, warmup=warmup,
+        )  # fmt: skip
         result = run_case(case)
         measured = figures(result)
         kept = ("fps", "chunk_ms", "submit_ms", "realised_keep", "memory_measured_device")
@@ -210,7 +225,7 @@ def measure(
             for name, figure in stages.items()
             if name.startswith(("stage_ms.", "dit_ms"))
         }
-        if (mask, keep) == PREWARMED:
+        if (mask, keep) == PREWARMED and precision is None:
             out |= _first_frames(label, replace(case, chunks=2))
 
 

@@ -27,6 +27,7 @@ from liveedit.profiling.codec_accounting import (
     wan_encode,
 )
 from liveedit.profiling.gpu_editor import Codec, editor
+from liveedit.profiling.gpu_eight_bit import eight_bit
 from liveedit.profiling.gpu_setting import Figures, Setting, setting
 from liveedit.profiling.kernel_classes import kernel_class
 from liveedit.profiling.kernel_rates import cases, kernel_rates, library
@@ -240,6 +241,10 @@ def _editor(codec: Codec, window: int, limit_s: int) -> dict[str, Part]:
     return {f"editor-w{window}-{codec}": Part(editor(codec, window, limit_s - 60), limit_s)}
 
 
+def _eight_bit(codec: Codec, limit_s: int) -> dict[str, Part]:
+    return {f"eight-bit-w12-{codec}": Part(eight_bit(codec, limit_s - 60), limit_s)}
+
+
 PARTS: dict[str, Part] = {
     "machine": Part(machine, 120),
     "kernels": Part(gpu_tests("plugins/test_gpu.py", "kernel"), 240),
@@ -249,8 +254,10 @@ PARTS: dict[str, Part] = {
     "reference-eager": Part(reference("eager"), 240),
     "backends": Part(backends, 500),
     **_editor("taehv", 12, 600),
+    **_eight_bit("taehv", 500),
     "codecs": Part(codecs, 240),
     "masks": Part(masks, 180),
+    **_eight_bit("wan", 360),
     **_editor("wan", 21, 600),
     **_editor("wan", 6, 600),
     "kernel-times": Part(kernel_times, 120),

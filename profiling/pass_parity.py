@@ -82,7 +82,8 @@ def backend_passes(
         LiveEditError: the backend cannot run.
     """
     manifest = read_manifest(root)
-    backend = open_backend(name, Opening(root=root, manifest=manifest, precision=precision))
+    opening = Opening(root=root, manifest=manifest, precision=precision, overlap=False)
+    backend = open_backend(name, opening)
     try:
         runner = PassRunner(root, manifest, precision, backend)
         for buffer, value in inputs.items():

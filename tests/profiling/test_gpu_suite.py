@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -10,8 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from liveedit.bundle import read_manifest
 from liveedit.errors import LiveEditError
+from liveedit.export.graph_trial import load_step
+from liveedit.export.linears import linears
 from liveedit.profiling.gpu_editor import differences, editor, time_layers
+from liveedit.profiling.gpu_eight_bit import formats, write_drawn
 from liveedit.profiling.gpu_parts import PARTS, main, run_part
 from liveedit.profiling.gpu_setting import setting
 from liveedit.profiling.records import Figure, read_record
@@ -69,6 +74,19 @@ def test_layers_are_timed(micro_bundle: Path) -> None:
         time_layers(micro_bundle, "onnxruntime", 0, out)
 
 
+def test_an_editor_in_eight_bits(micro_bundle: Path, tmp_path: Path) -> None:
+    assert [formats(c) for c in (None, "sm86")] == [("int8",)] * 2
+    assert [formats(c) for c in ("sm89", "sm90", "sm120")] == [("fp8", "int8")] * 3
+    bundle = shutil.copytree(micro_bundle, tmp_path / "bundle")
+    write_drawn(bundle, "fp8")
+    manifest = read_manifest(bundle)
+    assert manifest.notes["fp8.verdict"] == "refused, forced: scales are drawn, for speed only"
+    step = load_step(bundle, manifest, "fp8")
+    pairs = sum(node.op_type == "QuantizeLinear" for node in step.graph)
+    assert pairs == 6 * manifest.model.dit.num_layers
+    assert len(linears(step)) == 0
+
+
 def test_an_editor_part_without_time_fails(micro_bundle: Path) -> None:
     with pytest.raises(LiveEditError, match="no backend ran"):
         editor("wan", 6, -1)(setting(dry_run=True, bundle=micro_bundle))
@@ -77,6 +95,15 @@ def test_an_editor_part_without_time_fails(micro_bundle: Path) -> None:
 def test_official_shape_is_what_the_gpu_gets() -> None:
     s = setting(dry_run=False, bundle=None)
     assert (s.dit.dim, s.stream.local_attn_size, s.device) == (1536, 12, "cuda")
+
+
+def test_the_parts_need_few_packages() -> None:
+    """A part that runs PyTorch alone must not fail where nothing else is installed."""
+    missing = ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "av", "torch")
+    program = f"import sys; sys.modules |= dict.fromkeys({missing}); "
+    program += "from liveedit.profiling.gpu_parts import main; main(['list'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.startswith("machine "), done.stderr
 
 
 def test_list_and_bad_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
