@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from liveedit.bundle import write_atomic
-from liveedit.cli.edit import add_token_budget
+from liveedit.cli.edit import add_stream_arguments
 from liveedit.config import to_dict
 from liveedit.errors import UsageError
 from liveedit.profiling import (
@@ -37,7 +37,7 @@ from liveedit.profiling.records import (
     write_record,
 )
 from liveedit.profiling.timeline import page
-from liveedit.runtime.backends import BACKENDS, GPU_BACKENDS
+from liveedit.runtime.backends import GPU_BACKENDS
 from liveedit.runtime.shipped import shipped
 
 SUBCOMMANDS = {
@@ -56,19 +56,7 @@ SWEEPS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="default: the small one that is shipped"
-    )
-    parser.add_argument(
-        "--backend",
-        default=BACKENDS[0],
-        help=f"{', '.join(BACKENDS)} or auto; default: %(default)s",
-    )
-    parser.add_argument("--precision", help="of the graphs; default: the bundle's own")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: every core")
-    parser.add_argument("--mask-cache", choices=("off", "released", "paper"), default="released")
-    parser.add_argument("--keep-ratio", type=float, default=0.3, metavar="X")
-    add_token_budget(parser)
+    add_stream_arguments(parser)
     parser.add_argument("--chunks", type=int, default=20, help="measured; default: %(default)s")
     parser.add_argument(
         "--warmup", type=int, metavar="CHUNKS", help="default: what fills the attention window"

@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from liveedit.cli.edit import add_stream_arguments
 from liveedit.config import to_dict
 from liveedit.profiling.records import new_record, write_record
 from liveedit.profiling.soak import soak
@@ -16,14 +17,9 @@ from liveedit.runtime.shipped import shipped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, metavar="DIR", help="default: the shipped one")
-    parser.add_argument("--backend", default="onnxruntime", help="onnxruntime or null")
-    parser.add_argument("--precision")
-    parser.add_argument("--threads", type=int, metavar="N")
-    parser.add_argument("--mask-cache", choices=("off", "released", "paper"), default="released")
-    parser.add_argument("--keep-ratio", type=float, default=0.3, metavar="X")
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--chunks", type=int)
+    add_stream_arguments(parser)
+    parser.add_argument("--minutes", type=float, help="how long, instead of --chunks")
+    parser.add_argument("--chunks", type=int, help="default: 1000")
     parser.add_argument("--judge-latency", action="store_true", help="fail when latency rises, too")
     parser.add_argument(
         "--plant-leak", type=int, default=0, metavar="BYTES", help="leak per chunk, as a self-test"
@@ -48,7 +44,11 @@ def run(options: argparse.Namespace) -> int:
         backend=options.backend,
         precision=options.precision,
         threads=options.threads,
-        policy=MaskCachePolicy(mode=options.mask_cache, keep_ratio=options.keep_ratio),
+        policy=MaskCachePolicy(
+            mode=options.mask_cache,
+            keep_ratio=options.keep_ratio,
+            token_budget=options.token_budget,
+        ),
         leak_bytes=options.plant_leak,
         progress=show,
     )

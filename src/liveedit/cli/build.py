@@ -46,8 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record", type=Path, metavar="DIR", help="write times and memory of each graph built here"
     )
-    parser.add_argument("--workspace-gib", type=float, help="limit of scratch memory per layer")
-    parser.add_argument("--optimization-level", type=int, metavar="0-5")
+    parser.add_argument(
+        "--workspace-gib", type=float, metavar="GIB", help="limit of scratch memory per layer"
+    )
+    parser.add_argument(
+        "--optimization-level",
+        type=int,
+        metavar="0-5",
+        help="how long the builder looks for kernels (default: the library's own)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

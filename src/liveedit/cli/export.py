@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="bundle directory to make")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="LiveEdit DiT, e.g. ar-forcing_002000.pt")
-    source.add_argument("--random-weights", type=int, metavar="SEED", help="for benchmarks, tests")
+    source.add_argument("--random-weights", type=int, metavar="SEED", help="instead of any file")
     source.add_argument("--trained", type=Path, metavar="DIR", help="what liveedit train made")
     parser.add_argument("--ema", action="store_true", help="take generator_ema of the checkpoint")
     parser.add_argument("--wan", type=Path, help="Wan2.1-T2V-1.3B folder: VAE, text encoder")
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-text-encoder", action="store_true", help="leave it out (5.7 G params)"
     )
-    parser.add_argument("--precision", default="fp32,fp16", help="comma-separated: fp32, fp16")
+    parser.add_argument("--precision", default="fp32,fp16", help="default: %(default)s")
     parser.add_argument(
         "--half-weights", action="store_true", help="store fp32 weights as float16 (half the file)"
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from typing import get_args
 
 from liveedit.config import ModelConfig, StreamConfig, TAEHVConfig, WanVAEConfig, named_config
 from liveedit.errors import UsageError
 from liveedit.profiling.accounting import MaskCache
 from liveedit.profiling.gpus import Gpu, custom_gpu, find_gpu, known_names
 from liveedit.profiling.roofline import as_dict, bound, table
+from liveedit.runtime.mask_cache import Mode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +21,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=int, help="attention window in latent frames")
     parser.add_argument("--size", metavar="HxW", help="pixels, for example 480x832")
     parser.add_argument("--precision", choices=("half", "8bit"), default="half")
-    parser.add_argument("--codec", choices=("wan", "tae"), help="default: the configuration's own")
+    parser.add_argument(
+        "--codec", choices=("wan", "taehv"), help="default: the configuration's own"
+    )
     parser.add_argument("--keep", type=float, default=1.0, help="kept share of tokens (default 1)")
-    parser.add_argument("--mask", choices=("off", "released", "paper"), default="released")
+    parser.add_argument(
+        "--mask-cache",
+        choices=get_args(Mode),
+        default="released",
+        help="which passes keep only that share; default: %(default)s",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON line, last")
 
 
@@ -53,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     model, stream = named_config(options.config)
     stream = _stream(stream, options.window, options.size)
     model = _with_codec(model, options.codec)
-    mask = MaskCache(keep=options.keep, mode=options.mask)
+    mask = MaskCache(keep=options.keep, mode=options.mask_cache)
     result = bound(gpu, model, stream, precision=options.precision, mask=mask)
 
     pruned = mask.pruned_passes(len(stream.denoising_step_list))
@@ -75,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
             "window": stream.local_attn_size,
             "size": [stream.height_px, stream.width_px],
             "codec": model.codec,
-            "mask": options.mask if pruned else "off",
+            "mask": options.mask_cache if pruned else "off",
             "keep": options.keep,
         }
         print(json.dumps({**as_dict(result), **extra}))

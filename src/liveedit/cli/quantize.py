@@ -73,10 +73,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="length of the drift run, 0 for none; 200 for a record; default: 26, or as --edits",
     )
-    parser.add_argument("--max-region-loss-db", type=float, default=0.5, metavar="DB")
-    parser.add_argument("--max-background-loss-db", type=float, default=0.3, metavar="DB")
     parser.add_argument(
-        "--min-edited-db", type=float, default=30.0, metavar="DB", help="for clips of a folder"
+        "--max-region-loss-db",
+        type=float,
+        default=0.5,
+        metavar="DB",
+        help="PSNR that the edited region may lose; default: %(default)s",
+    )
+    parser.add_argument(
+        "--max-background-loss-db",
+        type=float,
+        default=0.3,
+        metavar="DB",
+        help="PSNR that the background may lose; default: %(default)s",
+    )
+    parser.add_argument(
+        "--min-edited-db",
+        type=float,
+        default=30.0,
+        metavar="DB",
+        help="for clips of a folder: least PSNR between both precisions' edits; "
+        "default: %(default)s",
     )
     parser.add_argument(
         "--one-block-at-a-time",

@@ -24,8 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("networks beside the DiT (the DiT is then left as it is)")
     group.add_argument("--vae", choices=["int8"], help="residual convolutions of the Wan VAE")
     group.add_argument("--text", choices=["int8"], help="weights of the text encoder")
-    group.add_argument("--min-vae-db", type=float, default=35.0, metavar="DB")
-    group.add_argument("--max-text-error", type=float, default=0.05, metavar="SHARE")
+    group.add_argument(
+        "--min-vae-db",
+        type=float,
+        default=35.0,
+        metavar="DB",
+        help="least PSNR between the frames of both VAEs; default: %(default)s",
+    )
+    group.add_argument(
+        "--max-text-error",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="largest relative error of the embeddings; default: %(default)s",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
