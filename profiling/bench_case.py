@@ -277,6 +277,15 @@ def _chunk_time(
 def configuration(result: CaseResult) -> dict[str, Any]:
     """What decides whether two records compare."""
     case, manifest = result.case, result.manifest
+    on_gpu = case.backend in GPU_BACKENDS
+    unusual = {
+        "token_budget": case.token_budget,
+        "prewarm": case.prewarm,
+        "warmup": case.warmup,
+        "serial": on_gpu and not case.overlap,
+        "no_cuda_graphs": on_gpu and not case.cuda_graphs,
+        "stages": on_gpu and case.wait_stages,
+    }
     return {
         "model": manifest.model.name,
         "codec": manifest.model.codec,
@@ -285,8 +294,7 @@ def configuration(result: CaseResult) -> dict[str, Any]:
         "precision": result.precision,
         "mask": case.mask,
         "keep": case.keep if case.mask != "off" else 1.0,
-        **({"token_budget": case.token_budget} if case.token_budget else {}),
-        **({"prewarm": True} if case.prewarm else {}),
+        **{name: value for name, value in unusual.items() if value},
         "threads": case.threads or 0,
         "source": case.video.name if case.video else "moving square",
         "included": "upload, encode, DiT, decode, download; no file I/O, no text encoder",

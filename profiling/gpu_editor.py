@@ -41,6 +41,7 @@ MASKS: tuple[tuple[Mode, float], ...] = (
     ("released", 0.1),
     ("released", 0.5),
 )
+KEEPS = tuple(keep for mask, keep in MASKS if mask != "off")  # that get a profile in plans
 PREWARMED = MASKS[1]  # where the first chunks are measured, with and without prewarming
 DETAILED = 12  # window of the editors whose layers are timed and passes compared
 # Exporting six toy editors would take minutes: a dry run that has a bundle exports this one only.
@@ -135,15 +136,18 @@ def export_editor(s: Setting, codec: Codec, window: int, bundle: Path) -> Weight
     return weights
 
 
-def build_plans(bundle: Path, flavour: str, end: float, precision: str = "fp16") -> None:
+def build_plans(
+    bundle: Path, flavour: str, end: float, precision: str = "fp16", *, plugins: bool = True
+) -> None:
     """Plans for this GPU.
 
     Raises:
         LiveEditError: they cannot be built, or ``end`` came first.
     """
-    keeps = ",".join(f"{keep:g}" for mask, keep in MASKS if mask != "off")
+    keeps = ",".join(f"{keep:g}" for keep in KEEPS)
     arguments = ["build", str(bundle), "--flavour", flavour, "--precision", precision]
-    _command([*arguments, "--keep", keeps], end)
+    native = [] if plugins else ["--no-plugins"]
+    _command([*arguments, "--keep", keeps, *native], end)
 
 
 def time_layers(bundle: Path, backend: str, end: float, out: Figures) -> None:

@@ -28,6 +28,8 @@ from liveedit.profiling.codec_accounting import (
 )
 from liveedit.profiling.gpu_editor import Codec, editor
 from liveedit.profiling.gpu_eight_bit import eight_bit
+from liveedit.profiling.gpu_nsys import nsys
+from liveedit.profiling.gpu_plugins import plugins
 from liveedit.profiling.gpu_setting import Figures, Setting, setting
 from liveedit.profiling.kernel_classes import kernel_class
 from liveedit.profiling.kernel_rates import cases, kernel_rates, library
@@ -253,8 +255,10 @@ PARTS: dict[str, Part] = {
     "kernel-rates": Part(rates, 120),
     "reference-eager": Part(reference("eager"), 240),
     "backends": Part(backends, 500),
+    "nsys": Part(nsys, 120),
     **_editor("taehv", 12, 600),
     **_eight_bit("taehv", 500),
+    "plugins": Part(partial(plugins, time_s=300), 400),
     "codecs": Part(codecs, 240),
     "masks": Part(masks, 180),
     **_eight_bit("wan", 360),
@@ -262,8 +266,8 @@ PARTS: dict[str, Part] = {
     **_editor("wan", 6, 600),
     "kernel-times": Part(kernel_times, 120),
     "reference-compile": Part(reference("compile"), 500),
-    **_editor("taehv", 21, 600),
-    **_editor("taehv", 6, 600),
+    **_editor("taehv", 21, 340),
+    **_editor("taehv", 6, 340),
 }
 
 
@@ -336,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if options.part is None:
             raise UsageError(f"run needs a part: {', '.join(PARTS)}")
-        s = setting(dry_run=options.dry_run, bundle=options.bundle)
+        s = setting(dry_run=options.dry_run, bundle=options.bundle, out=options.out)
         command = shlex.join(["profiling/gpu_suite.sh", str(options.out), options.part])
         record = run_part(options.part, s, command)
         write_record(options.out / f"{options.part}.json", record)

@@ -23,13 +23,14 @@ class Setting:
     taehv: TAEHVConfig
     rounds: int
     bundle: Path | None
+    out: Path = Path()  # for files beside the record
 
     @property
     def dry(self) -> bool:
         return self.device == "cpu"
 
 
-def setting(*, dry_run: bool, bundle: Path | None) -> Setting:
+def setting(*, dry_run: bool, bundle: Path | None, out: Path = Path()) -> Setting:
     """The official shape on the GPU, or a toy shape on the CPU."""
     if not dry_run:
         return Setting(
@@ -41,6 +42,7 @@ def setting(*, dry_run: bool, bundle: Path | None) -> Setting:
             taehv=TAEHVConfig(),
             rounds=20,
             bundle=bundle,
+            out=out,
         )
     return Setting(
         device="cpu",
@@ -55,4 +57,5 @@ def setting(*, dry_run: bool, bundle: Path | None) -> Setting:
         taehv=TAEHVConfig(encoder_width=4, decoder_widths=(8, 4, 4, 4)),
         rounds=2,
         bundle=bundle,
+        out=out,
     )

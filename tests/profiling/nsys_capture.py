@@ -1,6 +1,7 @@
-"""Writes SQLite files with the documented schema of Nsight Systems' export."""
+"""Writes SQLite files with the schema of Nsight Systems' export, and stands in for it."""
 
 import sqlite3
+import sys
 from pathlib import Path
 
 SCHEMA = """
@@ -168,3 +169,24 @@ def stream_capture(path: Path, chunks: int = 3, blocks: int = 2) -> None:
         host = max(host, device - 300 * us)
     capture.nvtx(stream_start, host + us, "stream backend=tensorrt", kind=60)
     capture.close()
+
+
+def fake_nsys(root: Path, version: str = "2025.3.2.474", profile: str = "", code: int = 0) -> Path:
+    """A program that answers like nsys: a version, a report file, an export."""
+    program = root / "nsys"
+    program.write_text(
+        f"""#!{sys.executable}
+import shutil, sys, pathlib
+args = sys.argv[1:]
+if args == ["--version"]:
+    print("NVIDIA Nsight Systems version {version}")
+elif args[0] == "profile":
+    out = next(a for a in args if a.startswith("--output=")).split("=")[1]
+    {profile or 'pathlib.Path(out + ".nsys-rep").write_text("report")'}
+    sys.exit({code})
+else:
+    shutil.copy({str(root / "made.sqlite")!r}, args[args.index("-o") + 1])
+"""
+    )
+    program.chmod(0o755)
+    return program

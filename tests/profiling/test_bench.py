@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from liveedit.bundle import read_manifest
 from liveedit.cli import main
 from liveedit.profiling import host_overhead, pass_speed, reference_speed
-from liveedit.profiling.bench_case import Case, figures, run_case
+from liveedit.profiling.bench_case import Case, configuration, figures, run_case
 from liveedit.profiling.memory import rss_bytes
 from liveedit.profiling.records import read_record
 from liveedit.profiling.stage_timer import StageTimer, TeeTracer, stage_ms
@@ -43,6 +44,11 @@ def test_a_case_accounts_for_the_whole_chunk(micro_bundle: Path) -> None:
     assert "device" not in " ".join(got)
     assert got["slowest_warmup_chunk_ms"].value == max(result.warmup_ms)
     assert full.chunks[0].flops > result.chunks[0].flops
+    # What a run waits for decides what it may be compared with.
+    assert not {"serial", "stages", "warmup"} & configuration(result).keys()
+    on_gpu = replace(full, case=replace(full.case, backend="tensorrt", overlap=False))
+    unusual = {"serial": True, "stages": True, "warmup": 1}
+    assert unusual.items() <= configuration(on_gpu).items()
 
 
 def test_predicted_memory_is_what_a_stream_allocates(micro_bundle: Path) -> None:

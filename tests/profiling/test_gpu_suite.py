@@ -6,20 +6,24 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from nsys_capture import fake_nsys, stream_capture
 
 from liveedit.bundle import read_manifest
-from liveedit.errors import LiveEditError
+from liveedit.engines.builder import token_counts
+from liveedit.errors import LiveEditError, UsageError
 from liveedit.export.graph_trial import load_step
 from liveedit.export.linears import linears
-from liveedit.profiling.gpu_editor import differences, editor, time_layers
+from liveedit.profiling import gpu_editor, gpu_plugins
+from liveedit.profiling.gpu_editor import KEEPS, differences, editor, time_layers
 from liveedit.profiling.gpu_eight_bit import formats, write_drawn
 from liveedit.profiling.gpu_parts import PARTS, main, run_part
-from liveedit.profiling.gpu_setting import setting
-from liveedit.profiling.records import Figure, read_record
+from liveedit.profiling.gpu_setting import Setting, setting
+from liveedit.profiling.records import Figure, read_record, single
 from liveedit.runtime.shipped import shipped
 
 SUITE = Path(__file__).parents[2] / "profiling/gpu_suite.sh"
@@ -90,6 +94,55 @@ def test_an_editor_in_eight_bits(micro_bundle: Path, tmp_path: Path) -> None:
 def test_an_editor_part_without_time_fails(micro_bundle: Path) -> None:
     with pytest.raises(LiveEditError, match="no backend ran"):
         editor("wan", 6, -1)(setting(dry_run=True, bundle=micro_bundle))
+
+
+def test_plugins_are_held_against_native_layers(
+    micro_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = run_part("plugins", setting(dry_run=True, bundle=micro_bundle), "x").figures
+    counts = token_counts(read_manifest(micro_bundle).stream, KEEPS)
+    assert len(counts) > 1
+    assert {name: f.count for name, f in figures.items()} == {
+        f"onnxruntime.{form}.kept{n}.pass_ms": rounds
+        for form, rounds in (("plugins", 4), ("native", 2))
+        for n in counts
+    }
+    # On a GPU: plans of either form in a bundle of its own, exported once.
+    calls: list[list[str]] = []
+    exported: list[int] = []
+
+    def export(s: Setting, codec: str, window: int, bundle: Path) -> None:
+        exported.append(s.dit.num_layers)
+        shutil.copytree(micro_bundle, bundle)
+
+    monkeypatch.setattr(gpu_editor, "_command", lambda arguments, _: calls.append(arguments))
+    monkeypatch.setattr(gpu_plugins, "export_editor", export)
+    monkeypatch.setattr(gpu_plugins, "_compare", lambda *_: {"x": single(1, "x")})
+    gpu_plugins.plugins(setting(dry_run=False, bundle=None), 60)
+    assert exported == [gpu_plugins.BLOCKS]
+    assert [(Path(c[1]).name, c[3], c[-1] == "--no-plugins") for c in calls] == [
+        (form, flavour, form == "native")
+        for flavour in gpu_plugins.FLAVOURS
+        for form in ("plugins", "native")
+    ]
+
+
+def test_a_capture_becomes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = setting(dry_run=True, bundle=tmp_path, out=tmp_path)
+    monkeypatch.setenv("NSYS", str(tmp_path / "none"))
+    assert run_part("nsys", s, "x").figures["captures"].value == 0
+    with pytest.raises(UsageError, match="not a program"):
+        run_part("nsys", replace(s, device="cuda"), "x")
+    stream_capture(tmp_path / "made.sqlite")
+    monkeypatch.setenv("NSYS", str(fake_nsys(tmp_path)))
+    figures = run_part("nsys", s, "x").figures
+    assert figures["captures"].value == 1
+    assert figures["onnxruntime.gpu_ms.pruned pass"].value == pytest.approx(1.216)
+    assert figures["onnxruntime.waits"].value == 1
+    assert (tmp_path / "capture" / "onnxruntime.html").stat().st_size > 10_000
+    monkeypatch.setenv("NSYS", str(fake_nsys(tmp_path, code=3, profile="pass")))
+    with pytest.raises(LiveEditError, match="no backend could be captured"):
+        run_part("nsys", s, "x")
 
 
 def test_official_shape_is_what_the_gpu_gets() -> None:

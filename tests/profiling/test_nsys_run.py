@@ -1,36 +1,14 @@
 """Finding nsys, its version and its command line, with a stand-in program."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from nsys_capture import stream_capture
+from nsys_capture import fake_nsys, stream_capture
 
 from liveedit.cli import main
 from liveedit.errors import LiveEditError, UsageError
 from liveedit.profiling import nsys_run
-
-
-def fake_nsys(root: Path, version: str = "2025.3.2.474", profile: str = "", code: int = 0) -> Path:
-    """A program that answers like nsys: a version, a report file, an export."""
-    program = root / "nsys"
-    program.write_text(
-        f"""#!{sys.executable}
-import shutil, sys, pathlib
-args = sys.argv[1:]
-if args == ["--version"]:
-    print("NVIDIA Nsight Systems version {version}")
-elif args[0] == "profile":
-    out = next(a for a in args if a.startswith("--output=")).split("=")[1]
-    {profile or 'pathlib.Path(out + ".nsys-rep").write_text("report")'}
-    sys.exit({code})
-else:
-    shutil.copy({str(root / "made.sqlite")!r}, args[args.index("-o") + 1])
-"""
-    )
-    program.chmod(0o755)
-    return program
 
 
 def test_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

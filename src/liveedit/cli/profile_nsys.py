@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
-from liveedit.bundle import write_atomic
 from liveedit.errors import UsageError
-from liveedit.profiling.nsys_report import analyse, as_dict, text
+from liveedit.profiling.nsys_convert import convert
+from liveedit.profiling.nsys_report import text
 from liveedit.profiling.nsys_run import check_version, command_line, find_nsys, profile
-from liveedit.profiling.nsys_trace import read_trace
-from liveedit.profiling.timeline import page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +53,6 @@ def run(options: argparse.Namespace) -> int:
             return 0
         out.parent.mkdir(parents=True, exist_ok=True)
         database = profile(nsys, out, args, options.capture)
-    trace = read_trace(database)
-    report = analyse(trace)
-    print(text(report))
-    write_atomic(Path(f"{out}.json"), json.dumps(as_dict(report), indent=1).encode() + b"\n")
-    write_atomic(Path(f"{out}.html"), page(trace, report).encode())
+    print(text(convert(database, out)))
     print(f"\nwrote {out}.json and {out}.html")
     return 0
