@@ -26,7 +26,8 @@ from liveedit.export.codec_trial import CodecTrial, load_codec
 from liveedit.export.convolutions import probe_inputs, quantise_convolutions
 from liveedit.export.graph_trial import Clip
 from liveedit.export.quantize import Format
-from liveedit.export.quantized_bundle import RefusedError
+from liveedit.export.quantized_bundle import MeasureSpeed, RefusedError
+from liveedit.export.verdict import NO_SPEED, Speed
 from liveedit.export.weight_only import store_in_eight_bits
 from liveedit.export.weights import WeightFile, save, weight_bytes
 from liveedit.runtime.backend import Array
@@ -42,7 +43,8 @@ REPORT = "report.json"
 class PartReport:
     """``figure`` in dB or as a ratio, judged against ``limit``; ``weights_ratio`` is of the part.
 
-    ``quantised`` counts the convolutions or matrices per graph.
+    ``quantised`` counts the convolutions or matrices per graph. ``speed`` is that of the editor
+    with this part quantised and all else in the base's precision.
     """
 
     part: Part
@@ -55,6 +57,7 @@ class PartReport:
     per_case: dict[str, float]
     weights_ratio: float
     refused: str | None
+    speed: Speed = NO_SPEED
 
 
 def quantize_vae(
@@ -69,15 +72,20 @@ def quantize_vae(
     force: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda message: None,
+    speed: MeasureSpeed | str = "not asked for",
 ) -> PartReport:
     """Quantise the residual convolutions of the Wan VAE.
 
     The verdict: held-out clips encoded and decoded by the quantised graphs and by the base's; the
-    lowest PSNR between the two counts.
+    lowest PSNR between the two counts. Where speed is measured, the editor must gain some.
+
+    Args:
+        speed: how to measure it, or why that cannot be done here.
 
     Raises:
         UsageError: another codec, or the part is there already.
-        RefusedError: the PSNR is below ``min_db`` and ``force`` is off. Nothing was written.
+        RefusedError: the PSNR is below ``min_db``, or it gains no speed, and ``force`` is off.
+            Nothing was written.
     """
     manifest = read_manifest(root)
     if manifest.model.codec != "wan_vae":
@@ -122,7 +130,19 @@ def quantize_vae(
         return worst, sentence if not worst >= min_db else None
 
     return _finish(
-        root, "vae", form, base, models, counts, judge, refused, min_db, "dB", force, progress
+        root,
+        "vae",
+        form,
+        base,
+        models,
+        counts,
+        judge,
+        refused,
+        min_db,
+        "dB",
+        force,
+        progress,
+        speed,
     )
 
 
@@ -176,7 +196,7 @@ def quantize_text(
 
     return _finish(
         root, "text", form, base, {TEXT: model}, counts, judge, refused, max_error,
-        "relative error", force, progress,
+        "relative error", force, progress, "a prompt is encoded once",
     )  # fmt: skip
 
 
@@ -251,6 +271,7 @@ def _finish(
     unit: str,
     force: bool,
     progress: Progress,
+    speed: MeasureSpeed | str,
 ) -> PartReport:
     """Write to a hidden folder, judge what was written, then move it in or remove it."""
     manifest = read_manifest(root)
@@ -266,11 +287,6 @@ def _finish(
         weights.close()
         figures = judge({n: ir.load(staging / f"{n}.onnx") for n in models}, staging)
         worst, sentence = refused(figures)
-        if sentence and not force:
-            raise RefusedError(
-                f"{form.name} {part} is refused, nothing was written: {sentence}. Keep this part "
-                "in high precision, or write it all the same with --force."
-            )
         specs = manifest.graphs[base]
         before = sum(weight_bytes(ir.load(root / specs[n].file)) for n in models)
         report = PartReport(
@@ -278,18 +294,68 @@ def _finish(
             limit=limit, per_case=figures, refused=sentence,
             weights_ratio=round(sum(sizes.values()) / before, 4),
         )  # fmt: skip
-        (staging / REPORT).write_bytes(json.dumps(to_dict(report), indent=1).encode() + b"\n")
-        os.chmod(staging, 0o755)
-        if (root / folder).exists():
-            shutil.rmtree(root / folder)
-        os.replace(staging, root / folder)
+        _check(report, force)
+        if isinstance(speed, str):
+            report = replace(report, speed=Speed(not_measured=speed))
+        else:
+            progress("measuring speed")
+            report = _with_speed(root, staging, sizes, report, speed)
+            _check(report, force)
+        _install(root, staging, manifest.graphs.get(form.name, specs), sizes, report)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    files = [f"{folder}/{n}" for n in (*(f"{m}.onnx" for m in models), f"{part}.weights", REPORT)]
-    held = manifest.graphs.get(form.name, manifest.graphs[base])
-    new = {n: replace(held[n], file=f"{folder}/{n}.onnx", weights_bytes=sizes[n]) for n in models}
-    _list(root, manifest, folder, files, {**manifest.graphs, form.name: {**held, **new}}, report)
     return report
+
+
+def _check(report: PartReport, force: bool) -> None:
+    if report.refused and not force:
+        raise RefusedError(
+            f"{report.format} {report.part} is refused, nothing was written: {report.refused}. "
+            "Keep this part in high precision, or write it all the same with --force."
+        )
+
+
+def _with_speed(
+    root: Path, staging: Path, sizes: dict[str, int], report: PartReport, measure: MeasureSpeed
+) -> PartReport:
+    """Measure a copy of the bundle that holds the part alone; nothing is left of it."""
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.speed.") as folder:
+        copy = Path(folder) / "bundle"
+        shutil.copytree(root, copy)
+        _install(copy, copy / staging.name, read_manifest(root).graphs[report.base], sizes, report)
+        speed = measure(copy, report.base, report.format)
+    report = replace(report, speed=speed)
+    if report.refused or speed.speedup is None or speed.speedup > 1:
+        return report
+    return replace(
+        report,
+        refused=f"the editor runs at {speed.quantised_fps:.4g} frames per second with it and at "
+        f"{speed.base_fps:.4g} without",
+    )
+
+
+def _install(
+    root: Path,
+    staging: Path,
+    held: Mapping[str, GraphSpec],
+    sizes: dict[str, int],
+    report: PartReport,
+) -> None:
+    """Move the part's folder in, and list it beside what its precision ``held``."""
+    manifest, name = read_manifest(root), f"{report.format}-{report.part}"
+    (staging / REPORT).write_bytes(json.dumps(to_dict(report), indent=1).encode() + b"\n")
+    os.chmod(staging, 0o755)
+    if (root / name).exists():
+        shutil.rmtree(root / name)
+    os.replace(staging, root / name)
+    weights = f"{report.part}.weights"
+    files = [f"{name}/{file}" for file in (*(f"{m}.onnx" for m in sizes), weights, REPORT)]
+    new = {
+        graph: replace(held[graph], file=f"{name}/{graph}.onnx", weights_bytes=size)
+        for graph, size in sizes.items()
+    }
+    graphs = {**manifest.graphs, report.format: {**held, **new}}
+    _list(root, manifest, name, files, graphs, report)
 
 
 def _list(

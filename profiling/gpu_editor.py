@@ -1,8 +1,8 @@
 """Parts of the GPU suite: the official editor with random weights, end to end.
 
 One part for each window and codec: exported, plans built, every backend, mask cache off and
-released at several keep ratios, the first frames with and without prewarming, what layers take, and
-passes beside the PyTorch reference. What a part has when its time is up, it keeps.
+released at several keep ratios, serially, prewarmed and uncaptured, what layers take, and passes
+beside the PyTorch reference. What a part has when its time is up, it keeps.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MASKS: tuple[tuple[Mode, float], ...] = (
     ("released", 0.5),
 )
 KEEPS = tuple(keep for mask, keep in MASKS if mask != "off")  # that get a profile in plans
-PREWARMED = MASKS[1]  # where the first chunks are measured, with and without prewarming
+VARIED = MASKS[1]  # measured serially, prewarmed and without CUDA graphs, too
 DETAILED = 12  # window of the editors whose layers are timed and passes compared
 # Exporting six toy editors would take minutes: a dry run that has a bundle exports this one only.
 DRY_EXPORT: tuple[Codec, int] = ("taehv", 12)
@@ -229,8 +229,8 @@ def measure(
             for name, figure in stages.items()
             if name.startswith(("stage_ms.", "dit_ms"))
         }
-        if (mask, keep) == PREWARMED and precision is None:
-            out |= _first_frames(label, replace(case, chunks=2))
+        if (mask, keep) == VARIED and precision is None:
+            out |= _otherwise(label, replace(case, chunks=2 if s.dry else 10))
 
 
 def differences(backend: str, frames: Frames, shown: dict[str, Frames]) -> Figures:
@@ -246,8 +246,8 @@ def differences(backend: str, frames: Frames, shown: dict[str, Frames]) -> Figur
     }
 
 
-def _first_frames(label: str, case: Case) -> Figures:
-    """How long the first chunks take, captured on the way or when the editor is opened.
+def _otherwise(label: str, case: Case) -> Figures:
+    """One stream instead of three, captured on the way or when it is opened; and no captures.
 
     One chunk at a time, so that the first one is returned as soon as it is done.
     """
@@ -257,4 +257,7 @@ def _first_frames(label: str, case: Case) -> Figures:
         start = f"{label}.{'prewarmed' if prewarm else 'cold'}"
         for name in ("open_ms", "first_chunk_ms", "slowest_warmup_chunk_ms"):
             out[f"{start}.{name}"] = got[name]
+        out[f"{label}.serial.chunk_ms"] = got["chunk_ms"]
+    uncaptured = figures(run_case(replace(case, cuda_graphs=False)))
+    out[f"{label}.no-graphs.chunk_ms"] = uncaptured["chunk_ms"]
     return out

@@ -31,18 +31,17 @@ from liveedit.profiling.gpu_eight_bit import eight_bit
 from liveedit.profiling.gpu_nsys import nsys
 from liveedit.profiling.gpu_plugins import plugins
 from liveedit.profiling.gpu_setting import Figures, Setting, setting
+from liveedit.profiling.gpu_summary import summary
 from liveedit.profiling.kernel_classes import kernel_class
 from liveedit.profiling.kernel_rates import cases, kernel_rates, library
 from liveedit.profiling.records import (
     Record,
     distribution,
     new_record,
-    read_folder,
     single,
     write_record,
 )
 from liveedit.profiling.reference_speed import ReferenceMode, times_ms, torch_pass
-from liveedit.profiling.text_table import text_table
 
 if TYPE_CHECKING:
     from liveedit.profiling.bench_case import Case
@@ -311,16 +310,6 @@ def run_part(name: str, s: Setting, command: str) -> Record:
     }
     notes = ("toy sizes on the CPU: figures mean nothing",) if s.dry else ()
     return new_record("gpu", name, command, configuration, figures, notes=notes)
-
-
-def summary(out: Path) -> str:
-    """Every figure of the records in a folder as one table."""
-    rows = [
-        (r.part, name, f"{f.value:.4g}", f"{f.p99:.4g}" if f.p99 is not None else "", f.unit)
-        for r in read_folder(out)
-        for name, f in r.figures.items()
-    ]
-    return text_table(("part", "figure", "value", "p99", "unit"), rows, left=(0, 1, 4))
 
 
 def main(argv: list[str] | None = None) -> int:

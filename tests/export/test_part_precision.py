@@ -24,6 +24,7 @@ from liveedit.export.part_precision import quantize_text, quantize_vae
 from liveedit.export.quantize import FORMATS
 from liveedit.export.quantized_bundle import RefusedError, check_target, other_parts
 from liveedit.export.sources import random_sources
+from liveedit.export.verdict import Speed
 from liveedit.export.weights import weight_bytes
 from liveedit.runtime import StreamEditor
 from liveedit.runtime.memory_budget import memory_budget
@@ -104,8 +105,18 @@ def test_only_residual_convolutions_read_eight_bits(bundle: Path) -> None:
     names = residual_convolutions(model)
     assert len(names) == 28
     assert all(n.endswith((".residual.2", ".residual.6")) for n in names)
-    data = clips()
-    quantize_vae(bundle, INT8, "fp32", data[:1], data[1:], min_db=0, threads=1)
+    data, around = clips(), sorted(bundle.parent.iterdir())
+
+    def slower(copy: Path, base: str, quantised: str) -> Speed:
+        graphs = read_manifest(copy).graphs
+        assert graphs[quantised]["decode_next"].file == "int8-vae/decode_next.onnx"
+        assert graphs[quantised]["dit_step"] == graphs[base]["dit_step"]
+        return Speed(base_fps=10, quantised_fps=9)
+
+    arguments = (bundle, INT8, "fp32", data[:1], data[1:])
+    report = quantize_vae(*arguments, min_db=0, threads=1, force=True, speed=slower)
+    assert report.refused == "the editor runs at 9 frames per second with it and at 10 without"
+    assert sorted(bundle.parent.iterdir()) == around
     written = onnx.load(bundle / "int8-vae/decode_next.onnx", load_external_data=False).graph
     made = {o: n.op_type for n in written.node for o in n.output}
     coded = [

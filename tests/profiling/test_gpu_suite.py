@@ -58,6 +58,8 @@ def test_an_editor_of_every_window_and_codec(micro_bundle: Path) -> None:
     assert not any("layers" in name or "difference" in name for name in figures)
     first = [f"onnxruntime.released-0.3.{how}.first_chunk_ms" for how in ("cold", "prewarmed")]
     assert all(figures[name].value > 0 for name in first)
+    for how in ("serial", "no-graphs"):
+        assert figures[f"onnxruntime.released-0.3.{how}.chunk_ms"].count == 2
     assert figures["host.device_waits"].value == 0
 
 

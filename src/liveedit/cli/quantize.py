@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from liveedit.export.graph_trial import Clip
     from liveedit.export.quantize import Format
     from liveedit.export.quantized_bundle import MeasureSpeed, Report
+    from liveedit.export.verdict import Speed
 
 GENERATED = "scenes"
 # First seeds; those of the long calibration clips and of the verdict are 0.
@@ -357,15 +358,17 @@ def lines(report: Report) -> list[str]:
             f"drift, chunk 2 to chunk {last}: {d.base[1]:.2f} -> {d.base[last - 1]:.2f} dB in high "
             f"precision, {d.quantised[1]:.2f} -> {d.quantised[last - 1]:.2f} dB quantised"
         )
-    s = verdict.speed
-    out.append(
-        f"speed: not measured ({s.not_measured})"
-        if s.speedup is None
-        else f"speed: {s.base_fps:.4g} -> {s.quantised_fps:.4g} frames per second"
-    )
+    out.append(speed_line(verdict.speed))
     out += [f"refused: {sentence}" for sentence in report.refused]
     out.append("verdict: " + ("refused, written by --force" if report.refused else "passed"))
     return out
+
+
+def speed_line(speed: Speed) -> str:
+    """What was measured, or why not."""
+    if speed.speedup is None:
+        return f"speed: not measured ({speed.not_measured})"
+    return f"speed: {speed.base_fps:.4g} -> {speed.quantised_fps:.4g} frames per second"
 
 
 def _record(options: argparse.Namespace, manifest: Manifest, report: dict[str, object]) -> None:

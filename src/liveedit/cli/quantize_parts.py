@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
             "Run: pip install 'liveedit-trt[export]'"
         ) from None
     from liveedit.bundle import read_manifest
+    from liveedit.cli.quantize import speed_here, speed_line
     from liveedit.config import to_dict
 
     start = time.monotonic()
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             part_precision.quantize_vae(
                 options.bundle, form, base, clips, held, min_db=options.min_vae_db,
                 threads=options.threads, force=options.force, overwrite=options.overwrite,
-                progress=progress,
+                progress=progress, speed=speed_here(form),
             )
         )  # fmt: skip
     if options.text:
@@ -87,7 +88,8 @@ def run(options: argparse.Namespace) -> int:
         verdict = f"refused, written by --force: {report.refused}" if report.refused else "passed"
         print(
             f"{report.part} {form.name}: {report.figure:.4g} {report.unit} (limit {report.limit:g})"
-            f", weights {report.weights_ratio} of {base}; verdict: {verdict}"
+            f", weights {report.weights_ratio} of {base}; {speed_line(report.speed)}; "
+            f"verdict: {verdict}"
         )
     if options.json:
         print(json.dumps([to_dict(report) for report in reports]))
