@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from made_once import made_once
 from micro import MICRO, MICRO_WAN, make_bundle
 from native_libraries import cmake_build, given
 
@@ -21,6 +23,33 @@ from liveedit.runtime.kernels import HOST_LIBRARY, load_kernels
 # A shell's background job ignores Ctrl-C, and so would the commands that tests start and stop.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: a worker a core, but the largest tests take 3 GiB."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """One thread for each worker and for what its tests start: they inherit this."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files, since a module's fixtures are dear, in the order that follows."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker is left alone with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def picture(number: int, height_px: int, width_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -95,17 +124,28 @@ def host_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         return load_kernels(path)
     if shutil.which("cmake") is None or shutil.which("c++") is None:
         pytest.skip("no cmake or no C++ compiler")
-    build = cmake_build(tmp_path_factory.mktemp("host"), "-DLIVEEDIT_PLUGINS=OFF")
-    return load_kernels(build / HOST_LIBRARY)
+
+    def make(folder: Path) -> None:
+        cmake_build(folder, "-DLIVEEDIT_PLUGINS=OFF")
+
+    return load_kernels(made_once(tmp_path_factory, "host", make) / HOST_LIBRARY)
 
 
 @pytest.fixture(scope="session")
 def micro_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A TAEHV editor of 48 x 64 px, fp32 and fp16, window 9 with sink 3."""
-    return make_bundle(tmp_path_factory.mktemp("micro") / "bundle", MICRO, ("fp32", "fp16"))
+
+    def make(root: Path) -> None:
+        make_bundle(root, MICRO, ("fp32", "fp16"))
+
+    return made_once(tmp_path_factory, "micro", make)
 
 
 @pytest.fixture(scope="session")
 def micro_wan_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same editor with a Wan VAE, fp32."""
-    return make_bundle(tmp_path_factory.mktemp("micro_wan") / "bundle", MICRO_WAN, ("fp32",))
+
+    def make(root: Path) -> None:
+        make_bundle(root, MICRO_WAN, ("fp32",))
+
+    return made_once(tmp_path_factory, "micro_wan", make)

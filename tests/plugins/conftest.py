@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from made_once import made_once
 from native_libraries import cmake_build
 
 
@@ -19,4 +20,4 @@ def cuda_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options += ["-DCMAKE_CUDA_FLAGS=-Xptxas -v"]  # registers and spills, for a test to read
     if headers := os.environ.get("TENSORRT_INCLUDE_DIR"):
         options.append(f"-DTENSORRT_INCLUDE_DIR={headers}")
-    return cmake_build(tmp_path_factory.mktemp("cuda"), *options)
+    return made_once(tmp_path_factory, "cuda", lambda folder: cmake_build(folder, *options))
