@@ -110,7 +110,7 @@ def test_regression_brings_the_rollout_to_the_target(start: Start) -> None:
     before = error()
     for _ in range(20):
         trainer.train_step()
-    assert error() < 0.97 * before
+    assert error() < 0.985 * before
 
 
 def test_resumed_run_is_bit_exact(start: Start) -> None:
