@@ -5,12 +5,14 @@ is replaced. Without a record of that kind it says "not measured yet". With figu
 kind, each record is a row and each figure a column. ``<!-- figures: KIND/PART PREFIX ... -->``
 lists the figures of one record whose names begin with one of the prefixes (all without one), a row
 each; ``lowest=N`` among the prefixes lists only the N lowest, in that order.
+``<!-- groups: KIND/PART FIGURE ... -->`` is for one record whose figures are named GROUP.FIGURE: a
+row per group, a column per figure.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from liveedit.errors import UsageError
@@ -23,6 +25,11 @@ _BLOCK = re.compile(
 )
 _FIGURES = re.compile(
     r"(<!-- figures: (?P<kind>[\w-]+)/(?P<part>[\w.-]+)(?P<words>(?: [\w.=]+)*) -->\n)"
+    r".*?(<!-- end -->)",
+    re.DOTALL,
+)
+_GROUPS = re.compile(
+    r"(<!-- groups: (?P<kind>[\w-]+)/(?P<part>[\w.-]+)(?P<figures>(?: \w+)+) -->\n)"
     r".*?(<!-- end -->)",
     re.DOTALL,
 )
@@ -42,12 +49,19 @@ def fill(text: str, records: Sequence[Record]) -> str:
         body = _table(chosen, match["figures"].split()) if chosen else NOT_MEASURED
         return f"{match[1]}{body}\n{match[4]}"
 
-    def renew_figures(match: re.Match[str]) -> str:
+    def of_one(match: re.Match[str], table: Callable[[Record], str]) -> str:
         chosen = [r for r in records if (r.kind, r.part) == (match["kind"], match["part"])]
-        body = _list(chosen[-1], match["words"].split()) if chosen else NOT_MEASURED
+        body = table(chosen[-1]) if chosen else NOT_MEASURED
         return f"{match[1]}{body}\n{match[5]}"
 
-    return _FIGURES.sub(renew_figures, _BLOCK.sub(renew, text))
+    def renew_figures(match: re.Match[str]) -> str:
+        return of_one(match, lambda record: _list(record, match["words"].split()))
+
+    def renew_groups(match: re.Match[str]) -> str:
+        return of_one(match, lambda record: _groups(record, match["figures"].split()))
+
+    text = _BLOCK.sub(renew, text)
+    return _GROUPS.sub(renew_groups, _FIGURES.sub(renew_figures, text))
 
 
 def fill_file(path: Path, records: Sequence[Record]) -> bool:
@@ -85,6 +99,22 @@ def _list(record: Record, words: Sequence[str]) -> str:
         rows = sorted(rows, key=lambda row: row[1].value)[:lowest]
     cells = [(n, f"{f.value:.4g} {f.unit}", str(f.count)) for n, f in rows]
     return markdown_table(["figure", "value", "of"], cells)
+
+
+def _groups(record: Record, names: Sequence[str]) -> str:
+    """A group of figures per row; a group without one of them has a dash there."""
+    dotted = [tuple(name.rsplit(".", 1)) for name in record.figures if "." in name]
+    groups = dict.fromkeys(group for group, name in dotted if name in names)
+    units = {name: record.figures[f"{group}.{name}"].unit for group, name in dotted}
+    if absent := [name for name in names if name not in units]:
+        raise UsageError(f"record {record.kind}/{record.part} has no figure GROUP.{absent[0]}")
+    rows = []
+    for group in groups:
+        cells = [record.figures.get(f"{group}.{name}") for name in names]
+        edits = max(figure.count for figure in cells if figure is not None)
+        rows.append((group, *("-" if f is None else _cell(f) for f in cells), str(edits)))
+    heads = (f"{n.replace('_', ' ')}, {_UNITS.get(units[n], units[n])}" for n in names)
+    return markdown_table(["group", *heads, "of"], rows)
 
 
 def _cell(figure: Figure) -> str:

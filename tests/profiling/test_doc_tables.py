@@ -9,6 +9,7 @@ from liveedit.errors import UsageError
 from liveedit.profiling.build_record import build_name
 from liveedit.profiling.doc_tables import NOT_MEASURED, fill, fill_file
 from liveedit.profiling.records import (
+    Figure,
     distribution,
     new_record,
     read_folder,
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def test_committed_documents_are_up_to_date() -> None:
     records = read_folder(ROOT / "profiling/records")
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    marked = [p for p in documents if p.is_file() and "<!-- records:" in p.read_text()]
+    marked = [p for p in documents if p.is_file() and "<!-- end -->" in p.read_text()]
     assert marked
     for path in marked:
         assert fill(path.read_text(), records) == path.read_text(), f"liveedit bench tables {path}"
@@ -58,6 +59,22 @@ def test_bytes_are_shown_in_mib() -> None:
     lines = fill("<!-- records: kernels plan -->\n<!-- end -->", [record]).splitlines()
     assert "plan, MiB" in lines[1]
     assert "| 3 |" in lines[3]
+
+
+def test_groups_are_rows() -> None:
+    figures = {
+        "psnr": single(1, "dB"),
+        "box.psnr": Figure(value=2, unit="dB", count=7),
+        "box.right": Figure(value=50, unit="%", count=4),
+        "ball.psnr": Figure(value=3, unit="dB", count=5),
+    }
+    record = new_record("quality", "case", "c", {}, figures)
+    marked = "<!-- groups: quality/case {} -->\n<!-- end -->"
+    lines = fill(marked.format("right psnr"), [record]).splitlines()
+    assert lines[1] == "| group | right, % | psnr, dB | of |"
+    assert lines[3:5] == ["| box | 50 | 2 | 7 |", "| ball | - | 3 | 5 |"]
+    with pytest.raises(UsageError, match=r"no figure GROUP\.speed"):
+        fill(marked.format("psnr speed"), [record])
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
