@@ -101,12 +101,14 @@ def torch_pass(
     threads: int | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    compiler: str = "inductor",
 ) -> Callable[[], None]:
     """A function that runs one pass of the reference in its steady state and waits for it.
 
     Args:
         kept: tokens that it computes in self-attention; None for all.
         dtype: of the network and its caches, e.g. ``bfloat16``.
+        compiler: the backend of ``torch.compile`` in mode ``compile``.
 
     Raises:
         UsageError: torch is not installed.
@@ -159,7 +161,7 @@ def torch_pass(
         }
     step: Any = DiTStep(dit)
     if mode == "compile":
-        step = torch.compile(step)
+        step = torch.compile(step, backend=compiler)
 
     def run() -> None:
         with torch.inference_mode():

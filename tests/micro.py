@@ -25,7 +25,10 @@ MICRO = ModelConfig(
     wan_vae=None,
     taehv=TAEHVConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8), pixel_convention="native"),
 )
-MICRO_WAN = replace(MICRO, name="micro-wan", taehv=None, wan_vae=WanVAEConfig(base_dim=8))
+# One residual block a level, two in the decoder: the longest of all graphs to export.
+MICRO_WAN = replace(
+    MICRO, name="micro-wan", taehv=None, wan_vae=WanVAEConfig(base_dim=8, num_res_blocks=1)
+)
 MICRO_STREAM = StreamConfig(
     height_px=48, width_px=64, local_attn_size=9, sink_size=3, keep_bucket=4
 )

@@ -57,6 +57,7 @@ def kill_and_resume(folder: Path, config: TrainConfig, kills: int) -> None:
         process = start(command, folder, broken)
         saves, last_save = rng.randint(1, 4), _saved(broken)
         while process.is_alive():
+            time.sleep(0.002)  # the run needs the core
             if saves and (now := _saved(broken)) != last_save:
                 saves, last_save = saves - 1, now
                 if not saves:

@@ -233,7 +233,7 @@ expected_shapes(CausalWanDiT, config)  # imports what torch needs for it
 before = peak()
 dit = load_into(CausalWanDiT, config, load_dit(Path(sys.argv[1]), config))
 for parameter in dit.parameters():
-    assert parameter.isfinite().all()  # every page is read
+    assert parameter.flatten()[::2048].isfinite().all()  # every page of 4 KiB is read
 print(before, peak())
 """
 
@@ -241,8 +241,9 @@ print(before, peak())
 def peak_of_loading(path: Path, **config: int) -> tuple[int, int, int]:
     """Bytes of the file, of the process before it was loaded, and at its peak."""
     shapes = checkpoints.expected_shapes(CausalWanDiT, DiTConfig(**config))
-    state = {f"model.{k}": torch.full(s, 0.5, dtype=torch.bfloat16) for k, s in shapes.items()}
-    torch.save({"generator": state}, path)
+    state = {f"model.{k}": torch.empty(s, dtype=torch.bfloat16) for k, s in shapes.items()}
+    with torch.serialization.skip_data():  # zeros that take no time and no room on the disk
+        torch.save({"generator": state}, path)
     del state
     command = [sys.executable, "-c", READ, path, json.dumps(config)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
