@@ -15,8 +15,9 @@ import av
 import numpy as np
 import pytest
 from made_once import made_once
-from micro import MICRO, MICRO_WAN, make_bundle
+from micro import MICRO, make_bundle
 from native_libraries import cmake_build, given
+from released_files import ReleasedFiles
 
 from liveedit.runtime.kernels import HOST_LIBRARY, load_kernels
 
@@ -143,9 +144,11 @@ def micro_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def micro_wan_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same editor with a Wan VAE, fp32."""
+    """The same editor with a Wan VAE, fp32: what ``liveedit export`` makes of files."""
 
     def make(root: Path) -> None:
-        make_bundle(root, MICRO_WAN, ("fp32",))
+        files = ReleasedFiles(tmp_path_factory.mktemp("released"))
+        files.write()
+        assert files.run("-o", str(root), "--precision", "fp32") == 0
 
     return made_once(tmp_path_factory, "micro_wan", make)

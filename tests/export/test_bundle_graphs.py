@@ -101,30 +101,21 @@ def test_names_are_the_checkpoints(micro_bundle: Path) -> None:
     assert b"/site-packages/" not in text, "no path of the exporting machine"
 
 
-def test_half_storage_halves_the_file_and_keeps_the_result(tmp_path: Path) -> None:
+def test_half_storage_halves_the_file_and_keeps_the_result(
+    micro_bundle: Path, tmp_path: Path
+) -> None:
     weights, tokenizer, _ = random_sources(MICRO, 0)
-    only = {"text_encoder": weights["text_encoder"]}
-    for half, precisions in ((False, ["fp32"]), (True, ["fp32", "fp16"])):
-        write_bundle(
-            tmp_path / str(half),
-            MICRO,
-            MICRO_STREAM,
-            only,
-            tokenizer,
-            precisions=precisions,
-            half_weights=half,
-        )
-    sizes = [
-        (tmp_path / str(half) / "graphs" / "text_encoder.weights").stat().st_size
-        for half in (False, True)
-    ]
+    only, half = {"text_encoder": weights["text_encoder"]}, tmp_path / "half"
+    both = ("fp32", "fp16")
+    write_bundle(half, MICRO, MICRO_STREAM, only, tokenizer, precisions=both, half_weights=True)
+    roots = (micro_bundle, half)
+    sizes = [(r / "graphs" / "text_encoder.weights").stat().st_size for r in roots]
     parameters = sum(t.numel() for t in only["text_encoder"].values())
     assert sizes[0] >= 3.8 * parameters
     assert sizes[1] <= 2 * parameters + 4096 * len(only["text_encoder"]), "fp16 shares the weights"
     ids = np.array([[5, 6, 7, 1] + [0] * 12])
     results = []
-    for half in (False, True):
-        root = tmp_path / str(half)
+    for root in roots:
         spec = read_manifest(root).graphs["fp32"]["text_encoder"]
         feeds = {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}
         results.append(session(root, spec).run(None, feeds)[0])
