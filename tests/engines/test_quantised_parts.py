@@ -25,7 +25,7 @@ from liveedit.export.part_precision import quantize_text, quantize_vae
 from liveedit.export.quantize import FORMATS
 from liveedit.export.sources import random_sources
 
-pytestmark = pytest.mark.builder
+pytestmark = [pytest.mark.builder, pytest.mark.slow]
 pytest.importorskip("tensorrt_rtx")
 INT8 = FORMATS["int8"]
 
