@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -158,20 +159,41 @@ _PATCH_CODEC_WEIGHTS = (
 )
 
 
+def _cycles(
+    count: int, singles: int, rates: Callable[[float], float], on_policy: float = 0.0
+) -> tuple[PhaseConfig, ...]:
+    """Single latents and two steps of whole clips, in turn.
+
+    Args:
+        rates: the learning rate by the share of the cycles that are done, 0 to 1.
+    """
+    phases: list[PhaseConfig] = []
+    for cycle in range(1, count + 1):
+        rate = rates(cycle / count)
+        phases += [
+            PhaseConfig(
+                steps=singles, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate
+            ),
+            PhaseConfig(
+                steps=2, num_latent_frames=6, batch_size=4, on_policy=on_policy, lr_end=rate
+            ),
+        ]
+    return tuple(phases)
+
+
+def _falling(high: float, low: float, held: float = 0.0) -> Callable[[float], float]:
+    """A rate that stays high for a share of the run, then falls in a line."""
+    return lambda done: high + (low - high) * max(0.0, done - held) / (1.0 - held)
+
+
 def _tiny_foundation() -> TrainConfig:
     """Full attention: single latents, which teach words fastest, then whole clips in turn.
 
     What an edit does is decided at the first of the stream's steps, where the noise hides
     everything but source and words: most timesteps are drawn there.
     """
-    cycles, high, low = 70, 7e-4, 3e-4
-    phases = [PhaseConfig(steps=8000, num_latent_frames=1, batch_size=24, crop_columns=20)]
-    for cycle in range(1, cycles + 1):
-        rate = high + (low - high) * cycle / cycles
-        phases += [
-            PhaseConfig(steps=8, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate),
-            PhaseConfig(steps=2, num_latent_frames=6, batch_size=4, lr_end=rate),
-        ]
+    high = 7e-4
+    singles = PhaseConfig(steps=8000, num_latent_frames=1, batch_size=24, crop_columns=20)
     return TrainConfig(
         stage="foundation",
         seed=7,
@@ -183,23 +205,16 @@ def _tiny_foundation() -> TrainConfig:
         drop_prompt=0.08,
         save_every=100,
         channel_weights=_PATCH_CODEC_WEIGHTS,
-        phases=tuple(phases),
+        phases=(singles, *_cycles(270, 20, _falling(high, 3.5e-4))),
     )
 
 
 def _tiny_causal() -> TrainConfig:
     """Teacher forcing from the foundation's weights; single latents keep the words alive."""
-    cycles, high, low = 106, 5.5e-4, 2e-5
-    phases = []
-    for cycle in range(1, cycles + 1):
-        rate = high + (low - high) * cycle / cycles
-        phases += [
-            PhaseConfig(steps=16, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate),
-            PhaseConfig(steps=2, num_latent_frames=6, batch_size=4, on_policy=0.3, lr_end=rate),
-        ]
+    high = 5.5e-4
     return TrainConfig(
         stage="causal",
-        seed=8,
+        seed=18,
         lr=high,
         warmup_steps=50,
         edit_weight=8.0,
@@ -207,9 +222,9 @@ def _tiny_causal() -> TrainConfig:
         rephrase=0.6,
         first_step_share=0.65,
         faded_context=0.3,
-        save_every=100,
+        save_every=150,
         channel_weights=_PATCH_CODEC_WEIGHTS,
-        phases=tuple(phases),
+        phases=_cycles(380, 18, _falling(high, 1.5e-5, held=0.3), on_policy=0.3),
     )
 
 
