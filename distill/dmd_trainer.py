@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liveedit.config import StreamConfig, from_dict
+from liveedit.config import StreamConfig
 from liveedit.distill.batches import Batch
 from liveedit.distill.dmd import (
     dmd_gradient,
@@ -31,8 +30,9 @@ from liveedit.distill.stages import (
     inside_outside,
     stage_mask,
 )
+from liveedit.distill.teacher import Teacher
 from liveedit.distill.trainer import Trainer
-from liveedit.errors import CheckpointError, UsageError
+from liveedit.errors import UsageError
 from liveedit.models.dit import CausalWanDiT
 
 
@@ -84,15 +84,9 @@ class DmdTrainer(Trainer):
         dmd = config.dmd
         self.editor = self.new_editor()
         self.editor.train_text(config.train_text)
-        self.teacher = self.new_editor().requires_grad_(False)
-        stages = ("foundation", "causal")
-        state = load_mean_weights(self.teacher, teacher, stages=stages, option="--teacher")
-        self.taught = from_dict(TrainConfig, state["config"])
-        with teacher.open("rb") as file:
-            self.teacher_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        self.teacher.eval()
+        self.teacher = Teacher(self.new_editor(), teacher)
         self.critic_dit = self.new_editor().dit
-        self.critic_dit.load_state_dict(self.teacher.dit.state_dict())
+        self.critic_dit.load_state_dict(self.teacher.editor.dit.state_dict())
         shared: dict[str, Any] = {
             "betas": config.betas,
             "weight_decay": config.weight_decay,
@@ -112,7 +106,7 @@ class DmdTrainer(Trainer):
 
     def compile(self) -> None:
         """Fuse the blocks of the two score networks; the rollout's shapes change block by block."""
-        for dit in (self.teacher.dit, self.critic_dit):
+        for dit in (self.teacher.editor.dit, self.critic_dit):
             for block in dit.blocks:
                 block.compile(dynamic=False)
 
@@ -128,16 +122,11 @@ class DmdTrainer(Trainer):
             **by_part(weights),
             "ema": by_part(mean),
             "critic": self.critic.state(),
-            "teacher_sha256": self.teacher_sha256,
+            **self.teacher.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        if state["teacher_sha256"] != self.teacher_sha256:
-            raise CheckpointError(
-                f"{self.path} was trained with another --teacher (its file begins with "
-                f"{state['teacher_sha256'][:12]}, this one with {self.teacher_sha256[:12]}); "
-                "give that one, or use another --out"
-            )
+        self.teacher.check(state, self.path)
         self.learner.load({**state, "weights": weights_of(state), "ema": joined(state["ema"])})
         self.critic.load(state["critic"])
         super().load(state)
@@ -254,16 +243,17 @@ class DmdTrainer(Trainer):
         self, dit: CausalWanDiT, prompts: list[str], batch: Batch, generated: Tensor
     ) -> Velocity:
         with torch.no_grad():
-            embeds = self.teacher.embed(self.tokenizer, prompts)
-        return clip_score(dit, embeds, batch, self.taught, self.stream, generated)
+            embeds = self.teacher.editor.embed(self.tokenizer, prompts)
+        return clip_score(dit, embeds, batch, self.teacher.taught, self.stream, generated)
 
     def _real(self, batch: Batch, generated: Tensor) -> Velocity:
         dmd = self.config.dmd
-        real = self._score(self.teacher.dit, batch.prompts, batch, generated)
+        dit = self.teacher.editor.dit
+        real = self._score(dit, batch.prompts, batch, generated)
         if not dmd.guidance:
             return real
         negative = [dmd.negative_prompt] * len(batch.prompts)
-        return guided(real, self._score(self.teacher.dit, negative, batch, generated), dmd.guidance)
+        return guided(real, self._score(dit, negative, batch, generated), dmd.guidance)
 
     def _fake(self, batch: Batch, generated: Tensor) -> Velocity:
         return self._score(self.critic_dit, batch.prompts, batch, generated)

@@ -116,6 +116,9 @@ class TrainConfig:
     far_context: float = 0.3  # first block placed far back in time, as a sink of a long stream
     rephrase: float = 0.5  # share of object edits told in freshly drawn words
     drop_prompt: float = 0.0  # share of clips without words, for classifier-free guidance
+    # Stage ``causal``: g of g (c - u), a teacher's guidance, learnt into single calls. Clips of one
+    # block have it, inside of their edit.
+    guidance: float = 0.0
     save_every: int = 200
     log_every: int = 20
     parallel: Parallel = "replicate"
@@ -132,6 +135,8 @@ class TrainConfig:
             raise UsageError("phases is empty")
         if self.precision == "bf16" and self.parallel != "shard":
             raise UsageError('precision "bf16" needs parallel "shard", which works alone as well')
+        if self.guidance and self.stage != "causal":
+            raise UsageError(f"guidance is of stage causal, this is {self.stage}")
         if self.cached_text and self.train_text:
             raise UsageError("cached_text needs train_text false: nothing trains what is cached")
         for name in ("save_every", "log_every"):

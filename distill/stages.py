@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -147,6 +147,37 @@ def inside_outside(x0_error: Tensor, batch: Batch) -> dict[str, float]:
     }
 
 
+# (noisy [B, C, F, h, w], timestep [B, F]) -> velocity like noisy
+Push = Callable[[Tensor, Tensor], Tensor]
+
+
+def guidance_push(
+    dit: CausalWanDiT, text_embeds: Tensor, no_words: Tensor, batch: Batch, guidance: float
+) -> Push:
+    """What guidance adds to a teacher's velocities, g (c - u), inside of the edit.
+
+    A student that learns velocities with it needs no second call. Outside of the edit, and where
+    the whole picture changes, there is nothing to find, and an overshoot would only cost.
+
+    Args:
+        dit: a foundation model that has seen clips without words.
+        text_embeds, no_words: [B, text_len, text_dim], its own.
+        batch: clips of one noise level each.
+    """
+    everywhere = batch.mask.mean((1, 2, 3, 4), keepdim=True) > 0.9
+    where = guidance * batch.mask * ~everywhere
+
+    @torch.no_grad()
+    def push(noisy: Tensor, timestep: Tensor) -> Tensor:
+        told, untold = (
+            clip_velocity(dit, embeds, batch, noisy, timestep, None, noisy[:, :, :0])
+            for embeds in (text_embeds, no_words)
+        )
+        return where * (told - untold)
+
+    return push
+
+
 def flow_loss(
     dit: CausalWanDiT,
     text_embeds: Tensor,
@@ -154,8 +185,12 @@ def flow_loss(
     config: TrainConfig,
     phase: PhaseConfig,
     stream: StreamConfig,
+    push: Push | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Flow-matching loss v = noise - x0, heavier where the edit is.
+
+    Args:
+        push: is added to the velocity that is asked for.
 
     Returns:
         The loss, and for the log: mean squared error of the estimated clean latent inside and
@@ -190,6 +225,8 @@ def flow_loss(
             start = seen - above * velocity(seen, earlier)
     noisy = noised(start, sigma)
     wanted = (noisy - batch.target) / sigma
+    if push is not None:
+        wanted = wanted + push(noisy, timestep)
     velocity_error = (velocity(noisy, timestep) - wanted).square()
     error = velocity_error
     if config.loss_weight != "flat":

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from liveedit.config import from_dict, to_dict
+from liveedit.distill.batches import Batch
 from liveedit.distill.dmd_trainer import DmdTrainer
 from liveedit.distill.editor import by_part, joined, load_mean_weights, weights_of
 from liveedit.distill.encode import load_codec
@@ -21,7 +22,8 @@ from liveedit.distill.loop import run
 from liveedit.distill.pairs import read_pairs
 from liveedit.distill.pictures import Pictures
 from liveedit.distill.presets import PRESETS, Stage, TrainConfig, preset
-from liveedit.distill.stages import flow_loss
+from liveedit.distill.stages import Push, flow_loss, guidance_push
+from liveedit.distill.teacher import Teacher
 from liveedit.distill.trainer import Trainer
 from liveedit.distill.training_data import coded_pairs, coded_scenes
 from liveedit.distill.watch import together
@@ -30,10 +32,19 @@ from liveedit.export.checkpoints import load_wan_base
 
 
 class FlowTrainer(Trainer):
-    """The stages that learn the velocity of noised targets: foundation and causal."""
+    """The stages that learn the velocity of noised targets: foundation and causal.
 
-    def __init__(self, config: TrainConfig, out: Path) -> None:
+    Args:
+        teacher: checkpoint of a foundation run, whose guidance is learnt.
+
+    Raises:
+        CheckpointError: the teacher is of another stage or of other networks.
+        UsageError: guidance without a teacher, or the other way round, or one that cannot guide.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, teacher: Path | None = None) -> None:
         super().__init__(config, out)
+        self.teacher = self._guide(teacher) if teacher or config.guidance else None
         self.editor = self.new_editor()
         self.editor.train_text(config.train_text)
         self.learner = Learner(
@@ -46,20 +57,41 @@ class FlowTrainer(Trainer):
             ema=config.ema,
         )
 
+    def _guide(self, path: Path | None) -> Teacher:
+        config = self.config
+        if path is None or not config.guidance:
+            raise UsageError(
+                f"guidance {config.guidance:g} of stage {config.stage} "
+                + ("needs --teacher" if path is None else "asks for no --teacher")
+                + ": latest.pt of a foundation run goes with guidance above 0"
+            )
+        teacher = Teacher(self.new_editor(), path)
+        if teacher.taught.stage != "foundation" or not teacher.taught.drop_prompt:
+            raise UsageError(
+                f"--teacher {path} cannot guide: that takes a foundation run with drop_prompt "
+                f"above 0, this is a {teacher.taught.stage} run with "
+                f"{teacher.taught.drop_prompt:g}"
+            )
+        return teacher
+
     def state(self) -> dict[str, Any]:
         """`dit`, `text` and `ema` alone make an editor."""
         own = self.learner.state()
         weights, mean = own.pop("weights"), own.pop("ema")
-        return {**super().state(), **own, **by_part(weights), "ema": by_part(mean)}
+        taught = self.teacher.state() if self.teacher else {}
+        return {**super().state(), **own, **by_part(weights), "ema": by_part(mean), **taught}
 
     def load(self, state: dict[str, Any]) -> None:
+        if self.teacher:
+            self.teacher.check(state, self.path)
         self.learner.load({**state, "weights": weights_of(state), "ema": joined(state["ema"])})
         super().load(state)
 
     def compile(self) -> None:
         """Fuse the DiT's blocks; one compilation per phase, kept in torch's own disk cache."""
-        for block in self.editor.dit.blocks:
-            block.compile(dynamic=False)
+        for editor in (self.editor, self.teacher.editor) if self.teacher else (self.editor,):
+            for block in editor.dit.blocks:
+                block.compile(dynamic=False)
 
     def start_from(self, path: Path) -> None:
         """Take the weights (their mean, not the raw ones) of another run as the start.
@@ -90,7 +122,9 @@ class FlowTrainer(Trainer):
         parts, losses, logs = self.draw(), [], []
         for part in parts:
             embeds = self.editor.embed(self.tokenizer, part.prompts)
-            loss, log = flow_loss(self.editor.dit, embeds, part, self.config, phase, self.stream)
+            loss, log = flow_loss(
+                self.editor.dit, embeds, part, self.config, phase, self.stream, self._push(part)
+            )
             (loss / len(parts)).backward()
             losses.append(loss)
             logs.append(log)
@@ -98,6 +132,16 @@ class FlowTrainer(Trainer):
         norm = self.learner.update(rate, lambda: self.where(parts))
         self.step += 1
         return {**figures, "grad_norm": norm, "lr": rate}
+
+    def _push(self, batch: Batch) -> Push | None:
+        """The teacher's, of clips that have one noise level and no past."""
+        if self.teacher is None or batch.target.shape[2] > self.stream.num_frame_per_block:
+            return None
+        editor = self.teacher.editor
+        with torch.no_grad():
+            embeds = editor.embed(self.tokenizer, batch.prompts)
+            no_words = editor.embed(self.tokenizer, [""] * len(batch.prompts))
+        return guidance_push(editor.dit, embeds, no_words, batch, self.config.guidance)
 
 
 def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
@@ -142,9 +186,13 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     start.add_argument(
         "--init", type=Path, metavar="FILE", help=f"latest.pt of a {before} run, to start from"
     )
-    if stage == "dmd":
+    if stage != "foundation":
         start.add_argument(
-            "--teacher", type=Path, metavar="FILE", help="latest.pt of a foundation run; needed"
+            "--teacher",
+            type=Path,
+            metavar="FILE",
+            help="latest.pt of a foundation run; "
+            + ("needed" if stage == "dmd" else "for a configuration with guidance"),
         )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the run; resumed if it is there"
@@ -190,7 +238,7 @@ def new_trainer(config: TrainConfig, options: argparse.Namespace) -> FlowTrainer
             raise UsageError("stage dmd needs --teacher: latest.pt of a foundation run")
         trainer = DmdTrainer(config, options.out, options.teacher)
     else:
-        trainer = FlowTrainer(config, options.out)
+        trainer = FlowTrainer(config, options.out, getattr(options, "teacher", None))
     if trainer.path.exists():
         trainer.resume()
         if trainer.processes.first:

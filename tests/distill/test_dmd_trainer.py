@@ -74,13 +74,13 @@ def start(teachers: dict[str, Path], scenes: list[LatentScene], tmp_path: Path) 
 def test_student_and_critic_take_turns(start: Start) -> None:
     trainer = start()
     before = {n: p.clone() for n, p in trainer.editor.state_dict().items()}
-    teacher = {n: p.clone() for n, p in trainer.teacher.state_dict().items()}
+    teacher = {n: p.clone() for n, p in trainer.teacher.editor.state_dict().items()}
     rows = [trainer.train_step() for _ in range(4)]
     assert ["dmd" in row for row in rows] == [True, False, True, False]
     assert all(np.isfinite(v) for row in rows for v in row.values())
     assert (trainer.learner.updates, trainer.critic.updates) == (2, 4)
     assert any(not torch.equal(p, before[n]) for n, p in trainer.editor.state_dict().items())
-    assert all(torch.equal(p, teacher[n]) for n, p in trainer.teacher.state_dict().items())
+    assert all(torch.equal(p, teacher[n]) for n, p in trainer.teacher.editor.state_dict().items())
 
 
 def test_critic_learns_the_students_samples(start: Start) -> None:
@@ -204,4 +204,4 @@ def test_command_line_asks_for_both_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs --teacher"):
         new("dmd")
     with pytest.raises(SystemExit):
-        new("causal", "--teacher", "x")
+        new("foundation", "--teacher", "x")
