@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from liveedit.errors import UsageError
@@ -233,16 +233,37 @@ def _tiny_causal() -> TrainConfig:
     )
 
 
+def _tiny_causal_guided() -> TrainConfig:
+    """The causal student again, now towards the velocities of its guided teacher."""
+    high = 2.5e-4
+    return replace(
+        _tiny_causal(),
+        seed=23,
+        lr=high,
+        guidance=1.0,
+        phases=_cycles(50, 18, _falling(high, 1e-5, held=0.2), on_policy=0.3),
+    )
+
+
 def _tiny_dmd() -> TrainConfig:
     """A careful fine-tune: low rate, frozen words, and mostly the error against the target.
 
     With targets known, the regression term holds the student where it is good; the scores add
     what a mean cannot have. At weight 1 they cost more than they gave.
     """
+    high = 6e-5
+    rates = _falling(high, 4e-6, held=0.3)
+    phases: list[PhaseConfig] = []
+    for cycle in range(1, 31):
+        common: dict[str, Any] = {"crop_columns": 20, "lr_end": rates(cycle / 30)}
+        phases += [
+            PhaseConfig(steps=4, num_latent_frames=3, batch_size=8, **common),
+            PhaseConfig(steps=1, num_latent_frames=6, batch_size=4, **common),
+        ]
     return TrainConfig(
         stage="dmd",
         seed=13,
-        lr=4e-5,
+        lr=high,
         betas=(0.9, 0.99),
         warmup_steps=20,
         ema=0.97,
@@ -251,17 +272,15 @@ def _tiny_dmd() -> TrainConfig:
         log_every=5,
         train_text=False,
         channel_weights=_PATCH_CODEC_WEIGHTS,
-        phases=(
-            PhaseConfig(steps=90, num_latent_frames=6, batch_size=4, crop_columns=20),
-            PhaseConfig(steps=80, num_latent_frames=6, batch_size=4, crop_columns=20, lr_end=4e-6),
-        ),
+        phases=tuple(phases),
         dmd=DmdConfig(
             critic_steps=1,
             critic_lr=1e-4,
             critic_warmup=20,
+            guidance=1.0,
             timestep_shift=1.0,
             context_sigma=0.005,
-            weight=0.1,
+            weight=0.25,
             regression=1.0,
         ),
     )
@@ -348,6 +367,7 @@ def _smoke(stage: Stage) -> TrainConfig:
 PRESETS: dict[str, TrainConfig] = {
     "tiny-foundation": _tiny_foundation(),
     "tiny-causal": _tiny_causal(),
+    "tiny-causal-guided": _tiny_causal_guided(),
     "tiny-dmd": _tiny_dmd(),
     "tiny-smoke-foundation": _smoke("foundation"),
     "tiny-smoke-causal": _smoke("causal"),
