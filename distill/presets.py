@@ -100,6 +100,9 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema: float = 0.998
     edit_weight: float = 4.0  # extra loss inside the edit mask
+    # The same below the highest noise level, where it is decided what is edited and only its
+    # outline is left to find; None: the same.
+    late_edit_weight: float | None = None
     channel_weights: tuple[float, ...] = ()  # loss of each latent channel; empty: all alike
     step_share: float = 0.65  # timesteps drawn from the stream's own step list; the rest uniform
     first_step_share: float = 0.5  # of those, drawn at the first step of the list
@@ -254,8 +257,8 @@ def _tiny_dmd() -> TrainConfig:
     high = 6e-5
     rates = _falling(high, 4e-6, held=0.3)
     phases: list[PhaseConfig] = []
-    for cycle in range(1, 31):
-        common: dict[str, Any] = {"crop_columns": 20, "lr_end": rates(cycle / 30)}
+    for cycle in range(1, 61):
+        common: dict[str, Any] = {"crop_columns": 20, "lr_end": rates(cycle / 60)}
         phases += [
             PhaseConfig(steps=4, num_latent_frames=3, batch_size=8, **common),
             PhaseConfig(steps=1, num_latent_frames=6, batch_size=4, **common),
@@ -268,6 +271,7 @@ def _tiny_dmd() -> TrainConfig:
         warmup_steps=20,
         ema=0.97,
         other_context=0.0,
+        edit_weight=6.0,
         save_every=20,
         log_every=5,
         train_text=False,
@@ -277,7 +281,7 @@ def _tiny_dmd() -> TrainConfig:
             critic_steps=1,
             critic_lr=1e-4,
             critic_warmup=20,
-            guidance=1.0,
+            guidance=1.5,
             timestep_shift=1.0,
             context_sigma=0.005,
             weight=0.25,

@@ -115,7 +115,7 @@ def test_who_cannot_guide_is_named(
     with pytest.raises(UsageError, match="guidance 0 of stage causal asks for no --teacher"):
         FlowTrainer(replace(CAUSAL, guidance=0.0), tmp_path / "b", teacher)
     wordy = taught(replace(FOUNDATION, drop_prompt=0.0), tmp_path / "wordy", scenes, steps=0)
-    with pytest.raises(UsageError, match="cannot guide: .* a foundation run with 0"):
+    with pytest.raises(UsageError, match=r"cannot guide: .* a foundation run with 0"):
         FlowTrainer(CAUSAL, tmp_path / "c", wordy)
     with pytest.raises(UsageError, match="guidance is of stage causal, this is foundation"):
         replace(CAUSAL, stage="foundation")
