@@ -100,9 +100,6 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema: float = 0.998
     edit_weight: float = 4.0  # extra loss inside the edit mask
-    # The same below the highest noise level, where it is decided what is edited and only its
-    # outline is left to find; None: the same.
-    late_edit_weight: float | None = None
     channel_weights: tuple[float, ...] = ()  # loss of each latent channel; empty: all alike
     step_share: float = 0.65  # timesteps drawn from the stream's own step list; the rest uniform
     first_step_share: float = 0.5  # of those, drawn at the first step of the list

@@ -125,17 +125,12 @@ def clip_velocity(
     return out[:, :, context:].float()
 
 
-def edit_error(
-    squared: Tensor, batch: Batch, config: TrainConfig, extra: float | Tensor | None = None
-) -> Tensor:
+def edit_error(squared: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
     """Mean of squared latent errors [B, C, F, h, w], heavier where the edit is.
 
     Each clip counts alike, whatever the size of its edit.
-
-    Args:
-        extra: weight that the edit has above the rest, [B, 1, F, 1, 1]; default: as configured.
     """
-    weight = 1 + (config.edit_weight if extra is None else extra) * batch.mask
+    weight = 1 + config.edit_weight * batch.mask
     if config.channel_weights:
         channels = squared.new_tensor(config.channel_weights).view(1, -1, 1, 1, 1)
         squared = squared * (channels / channels.mean())
@@ -241,6 +236,4 @@ def flow_loss(
         # Off the data the same mistake weighs 1 / sigma^2: bring it to the scale of the rest.
         error = error * sigma.square() * 4.0
     x0_error = (velocity_error * sigma.square()).detach()
-    late = config.edit_weight if config.late_edit_weight is None else config.late_edit_weight
-    extra = torch.where(sigma < 1, late, config.edit_weight)
-    return edit_error(error, batch, config, extra), inside_outside(x0_error, batch)
+    return edit_error(error, batch, config), inside_outside(x0_error, batch)

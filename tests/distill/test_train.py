@@ -185,23 +185,6 @@ def test_every_stage_has_a_finite_loss_with_gradient(
     assert dit.patch_embedding.weight.grad is not None
 
 
-@torch.no_grad()
-def test_weight_of_the_edit_falls_below_the_highest_level(scenes: list[LatentScene]) -> None:
-    dit, embeds = CausalWanDiT(MODEL.dit), torch.randn(3, 12, 16)
-
-    def loss(**changes: float) -> float:
-        config = from_dict(TrainConfig, {**to_dict(CONFIG), "step_share": 1.0, **changes})
-        batch = draw_batch(scenes, np.random.default_rng(0), config, config.phases[0], 1)
-        return float(flow_loss(dit, embeds, batch, config, config.phases[0], STREAM)[0])
-
-    highest, lower = {"first_step_share": 1 - 1e-9}, {"first_step_share": 0.0}
-    heavy, light = {"edit_weight": 8.0}, {"edit_weight": 1.0}
-    late = {"late_edit_weight": 1.0}
-    assert loss(**highest, **heavy, **late) == loss(**highest, **heavy)
-    assert loss(**lower, **heavy, **late) == loss(**lower, **light)
-    assert loss(**lower, **heavy) != loss(**lower, **light)
-
-
 def test_some_context_has_faded_towards_the_source(scenes: list[LatentScene]) -> None:
     """Its edit is a share of the wanted one, drawn for each clip; the target is untouched."""
     config = replace(CONFIG, other_context=0.0, faded_context=0.5)
