@@ -20,6 +20,8 @@ import numpy as np
 
 from liveedit.bundle import read_manifest
 from liveedit.config import ModelConfig, TextEncoderConfig
+from liveedit.engines import flavour as flavours
+from liveedit.engines.gpu import compute_capability
 from liveedit.errors import LiveEditError
 from liveedit.profiling import host_overhead, pass_parity
 from liveedit.profiling.bench_case import Case, figures, run_case
@@ -59,6 +61,7 @@ def editor(codec: Codec, window: int, time_s: float) -> Callable[[Setting], Figu
 
     def run(s: Setting) -> Figures:
         end = time.monotonic() + time_s
+        backends = runnable(s)
         out: Figures = {}
         with tempfile.TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
@@ -69,7 +72,7 @@ def editor(codec: Codec, window: int, time_s: float) -> Callable[[Setting], Figu
                 weights = export_editor(s, codec, window, bundle)["dit"]
             parity = Parity(s, bundle, weights) if window == DETAILED and weights else None
             shown: dict[str, Frames] = {}
-            for name, flavour in {"onnxruntime": None}.items() if s.dry else FLAVOURS.items():
+            for name, flavour in backends.items():
                 try:
                     if flavour:
                         build_plans(bundle, flavour, end)
@@ -85,6 +88,35 @@ def editor(codec: Codec, window: int, time_s: float) -> Callable[[Setting], Figu
             return out | _host(s, bundle)
 
     return run
+
+
+def runnable(s: Setting) -> dict[str, str | None]:
+    """Backends worth an export, which takes a minute, and the flavour of the plans they need.
+
+    What the others lack is printed.
+
+    Raises:
+        LiveEditError: none can run here.
+    """
+    if s.dry:
+        return {"onnxruntime": None}
+    present, found = compute_capability(), dict[str, str | None]()
+    for name, flavour in FLAVOURS.items():
+        try:
+            if flavour:
+                chosen = flavours.resolve(flavour)
+                flavours.load(chosen)
+                flavours.check_targets(chosen, (present,) if present else (), present)
+            else:
+                from liveedit.runtime.onnx_device import OnnxCudaLoader
+
+                OnnxCudaLoader()
+            found[name] = flavour
+        except (LiveEditError, ImportError) as error:
+            print(f"{name}: {error}", flush=True)
+    if not found:
+        raise LiveEditError("no backend can run here; what each lacks is above")
+    return found
 
 
 class Parity:

@@ -18,11 +18,11 @@ from liveedit.engines.gpu import compute_capability
 from liveedit.errors import LiveEditError
 from liveedit.profiling.gpu_editor import (
     DETAILED,
-    FLAVOURS,
     Codec,
     build_plans,
     export_editor,
     measure,
+    runnable,
 )
 from liveedit.profiling.gpu_setting import Figures, Setting
 
@@ -38,6 +38,7 @@ def eight_bit(codec: Codec, time_s: float) -> Callable[[Setting], Figures]:
 
     def run(s: Setting) -> Figures:
         end = time.monotonic() + time_s
+        backends = runnable(s)
         out: Figures = {}
         with tempfile.TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
@@ -47,7 +48,7 @@ def eight_bit(codec: Codec, time_s: float) -> Callable[[Setting], Figures]:
                 export_editor(s, codec, DETAILED, bundle)
             for precision in formats(compute_capability()):
                 write_drawn(bundle, precision)
-                for name, flavour in {"onnxruntime": None}.items() if s.dry else FLAVOURS.items():
+                for name, flavour in backends.items():
                     try:
                         if flavour:
                             build_plans(bundle, flavour, end, precision)

@@ -76,11 +76,10 @@ def gpu_tests(name: str, what: str) -> Callable[[Setting], Figures]:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
         command += ["--collect-only"] if s.dry else []
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-        print(done.stdout[-3000:])
+        said = done.stdout[-3000:] + done.stderr[-1000:]  # a conftest that fails is in the latter
+        print(said)
         if done.returncode:
-            raise LiveEditError(
-                f"the {what} tests failed ({done.returncode}): {done.stdout[-400:]}"
-            )
+            raise LiveEditError(f"the {what} tests failed ({done.returncode}): {said[-400:]}")
         return {f"{what}_tests_failed": single(0, "test", "lower")}
 
     return run

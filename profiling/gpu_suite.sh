@@ -5,7 +5,7 @@
 #
 # BUNDLE is the shipped editor where none is named. Parts are independent, bounded in time and
 # ordered by value; each leaves OUT/PART.json (a record) or OUT/PART.failed.txt, and OUT/summary.txt
-# comes last. With --wheels, packages are installed from DIR into OUT/venv, on top of what the
+# comes last. With --wheels, packages are installed from DIR into OUT/wheels, ahead of what the
 # machine's python3 already has. --dry-run runs every part at toy size on the CPU.
 set -uo pipefail
 
@@ -24,23 +24,32 @@ if [ -z "$out" ]; then
     echo "usage: $0 OUT [BUNDLE] [--dry-run] [--wheels DIR]" >&2
     exit 2
 fi
-bundle=${bundle:-$repository/runtime/assets/tiny}
+bundle=$(cd "${bundle:-$repository/runtime/assets/tiny}" && pwd) || exit 2
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
 python=${PYTHON:-python3}
 if [ -n "$wheels" ]; then
-    "$python" -m venv --system-site-packages "$out/venv" || exit 1
-    python=$out/venv/bin/python
+    # No virtual environment: made from another one, it would not see that one's packages.
     # Wheel by wheel: one that does not fit this machine must not cost the others.
     for wheel in "$wheels"/*.whl; do
-        "$python" -m pip install --quiet --no-index --no-deps "$wheel" \
-            || echo "not installed: $(basename "$wheel")"
+        folder=$out/wheels/$(basename "$wheel" .whl)
+        if "$python" -m pip install --quiet --no-index --no-deps --target "$folder" "$wheel"; then
+            PYTHONPATH=$folder${PYTHONPATH:+:$PYTHONPATH}
+        else
+            echo "not installed: $(basename "$wheel")"
+        fi
     done
 fi
 export PYTHONPATH="$repository/src${PYTHONPATH:+:$PYTHONPATH}"
 # A cache of another run may hold code compiled from another version of the network.
 export TORCHINDUCTOR_CACHE_DIR="$out/inductor"
+# A part that is stopped leaves gigabytes behind.
+TMPDIR=$(mktemp -d) && export TMPDIR || exit 1
+trap 'rm -rf "$TMPDIR"' EXIT
+if ! command -v make > /dev/null && command -v ninja > /dev/null; then
+    export CMAKE_GENERATOR=Ninja
+fi
 cd "$repository" || exit 1
 
 if [ -z "$dry" ]; then
@@ -75,11 +84,12 @@ fi
 failed=0
 while read -r part limit; do
     echo "== $part (at most $limit s)"
+    rm -f "$out/$part.json" "$out/$part.failed.txt"  # of an earlier run
     arguments=(run "$part" --out "$out" --bundle "$bundle")
     [ -n "$dry" ] && arguments+=("$dry")
     begin=$SECONDS
     if timeout --kill-after=10 "$limit" "$python" -m liveedit.profiling.gpu_parts \
-        "${arguments[@]}" > "$out/$part.txt" 2>&1; then
+        "${arguments[@]}" < /dev/null > "$out/$part.txt" 2>&1; then
         echo "   done in $((SECONDS - begin)) s"
     else
         status=$?
@@ -88,6 +98,7 @@ while read -r part limit; do
         echo "   FAILED with status $status; see $part.failed.txt"
         failed=$((failed + 1))
     fi
+    find "$TMPDIR" -mindepth 1 -delete
 done < <("$python" -m liveedit.profiling.gpu_parts list)
 
 "$python" -m liveedit.profiling.gpu_parts summary --out "$out" | tee "$out/summary.txt"

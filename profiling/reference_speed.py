@@ -161,7 +161,8 @@ def torch_pass(
         }
     step: Any = DiTStep(dit)
     if mode == "compile":
-        step = torch.compile(step, backend=compiler)
+        # Else the second shape of a process would be compiled for shapes that vary.
+        step = torch.compile(step, backend=compiler, dynamic=False)
 
     def run() -> None:
         with torch.inference_mode():

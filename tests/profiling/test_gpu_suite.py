@@ -19,7 +19,7 @@ from liveedit.errors import LiveEditError, UsageError
 from liveedit.export.graph_trial import load_step
 from liveedit.export.linears import linears
 from liveedit.profiling import gpu_editor, gpu_plugins
-from liveedit.profiling.gpu_editor import KEEPS, differences, editor, time_layers
+from liveedit.profiling.gpu_editor import KEEPS, differences, editor, runnable, time_layers
 from liveedit.profiling.gpu_eight_bit import formats, write_drawn
 from liveedit.profiling.gpu_parts import PARTS, main, run_part
 from liveedit.profiling.gpu_setting import Setting, setting
@@ -96,6 +96,24 @@ def test_an_editor_in_eight_bits(micro_bundle: Path, tmp_path: Path) -> None:
 def test_an_editor_part_without_time_fails(micro_bundle: Path) -> None:
     with pytest.raises(LiveEditError, match="no backend ran"):
         editor("wan", 6, -1)(setting(dry_run=True, bundle=micro_bundle))
+
+
+def test_an_editor_is_exported_only_for_backends_that_can_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_editor, "compute_capability", lambda: "sm90")
+    monkeypatch.setattr(gpu_editor.flavours, "load", lambda _: None)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(gpu_editor.flavours, "installed", lambda _: True)
+    s = setting(dry_run=False, bundle=None)
+    assert runnable(s) == {"tensorrt": "tensorrt"}
+    said = capsys.readouterr().out
+    assert "tensorrt-rtx: tensorrt-rtx does not build for sm90" in said
+    assert "onnxruntime-cuda: " in said
+    monkeypatch.setattr(gpu_editor.flavours, "installed", lambda _: False)
+    monkeypatch.setattr(gpu_editor, "export_editor", lambda *_: pytest.fail("exported"))
+    with pytest.raises(LiveEditError, match="no backend can run here"):
+        editor("wan", 6, 60)(s)
 
 
 def test_plugins_are_held_against_native_layers(
@@ -188,21 +206,34 @@ def test_a_failing_part_does_not_stop_the_others(tmp_path: Path) -> None:
     program.write_text(
         f"""#!/usr/bin/env bash
 case "$*" in
+    "-m pip "*/two-1.whl) exit 1 ;;
+    "-m pip "*) ;;
     *list*) echo "good 9"; echo "bad 9"; echo "late 1"; echo "last 9" ;;
     *" bad "*) echo "it broke" >&2; exit 3 ;;
     *" late "*) exec sleep 30 ;;
     *summary*) echo "the table" ;;
-    *) echo "$*" > "{tmp_path}/$4.ran" ;;
+    *) [ ! -e "$TMPDIR/left" ] && touch "$TMPDIR/left"
+       echo "$? $* $PYTHONPATH" > "{tmp_path}/$4.ran" ;;
 esac
 """
     )
     program.chmod(0o755)
+    wheels = tmp_path / "given"
+    wheels.mkdir()
+    for name in ("one", "two"):
+        (wheels / f"{name}-1.whl").touch()
+    options = ("--dry-run", "--wheels", str(wheels))
     done = suite(
-        str(tmp_path / "out"), "--dry-run", PYTHON=str(program), LIVEEDIT_LIBRARIES=str(tmp_path)
+        str(tmp_path / "out"), *options, PYTHON=str(program), LIVEEDIT_LIBRARIES=str(tmp_path)
     )
     assert done.returncode == 1
     assert "2 parts failed" in done.stdout
     assert done.stdout.index("the table") > done.stdout.index("last")
-    assert f"--bundle {shipped('tiny').resolve()} --dry-run" in (tmp_path / "last.ran").read_text()
+    assert "not installed: two-1.whl" in done.stdout
+    ran = (tmp_path / "last.ran").read_text()
+    assert ran.startswith("0 "), "what a part leaves behind is removed"
+    assert f"--bundle {shipped('tiny').resolve()} --dry-run" in ran
+    assert f":{tmp_path}/out/wheels/one-1" in ran
+    assert "two-1" not in ran
     assert "it broke" in (tmp_path / "out/bad.failed.txt").read_text()
     assert "exit status 124" in (tmp_path / "out/late.failed.txt").read_text()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from liveedit.bundle import write_atomic
-from liveedit.cli.edit import add_stream_arguments
+from liveedit.cli.stream_options import add_stream_arguments
 from liveedit.config import to_dict
 from liveedit.errors import UsageError
 from liveedit.profiling import (

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from liveedit.cli.edit import add_stream_arguments
+from liveedit.cli.stream_options import add_stream_arguments
 from liveedit.config import to_dict
 from liveedit.profiling.records import new_record, write_record
 from liveedit.profiling.soak import soak
