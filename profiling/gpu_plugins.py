@@ -15,7 +15,7 @@ from pathlib import Path
 
 from liveedit.bundle import read_manifest
 from liveedit.errors import LiveEditError, UsageError
-from liveedit.profiling.gpu_editor import KEEPS, build_plans, export_editor
+from liveedit.profiling.gpu_editor import KEEPS, build_plans, export_editor, runnable
 from liveedit.profiling.gpu_setting import Figures, Setting
 from liveedit.profiling.pass_runner import PassRunner
 from liveedit.profiling.records import distribution
@@ -24,7 +24,6 @@ from liveedit.runtime.backends import Opening, open_backend, resolve
 
 BLOCKS = 8  # of the official 30: what a plugin saves or costs is the same in each
 ORDER = ("plugins", "native", "plugins")
-FLAVOURS = ("tensorrt", "tensorrt-rtx")
 
 
 def plugins(s: Setting, time_s: float) -> Figures:
@@ -34,10 +33,11 @@ def plugins(s: Setting, time_s: float) -> Figures:
         time_s: when it is up, no other build begins.
     """
     end = time.monotonic() + time_s
+    backends = [name for name, flavour in runnable(s).items() if flavour or s.dry]
     out: Figures = {}
     with tempfile.TemporaryDirectory() as folder:
         bundles = _bundles(s, Path(folder))
-        for backend in ("onnxruntime",) if s.dry else FLAVOURS:
+        for backend in backends:
             try:
                 if not s.dry:
                     for label, bundle in bundles.items():

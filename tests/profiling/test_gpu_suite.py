@@ -21,7 +21,7 @@ from liveedit.export.linears import linears
 from liveedit.profiling import gpu_editor, gpu_plugins
 from liveedit.profiling.gpu_editor import KEEPS, differences, editor, runnable, time_layers
 from liveedit.profiling.gpu_eight_bit import formats, write_drawn
-from liveedit.profiling.gpu_parts import PARTS, main, run_part
+from liveedit.profiling.gpu_parts import PARTS, main, reference, run_part
 from liveedit.profiling.gpu_setting import Setting, setting
 from liveedit.profiling.records import Figure, read_record, single
 from liveedit.runtime.shipped import shipped
@@ -40,6 +40,11 @@ def test_parts_at_toy_size(name: str) -> None:
     assert record.kind == "gpu"
     assert record.figures
     assert "mean nothing" in record.notes[0]
+
+
+def test_the_reference_keeps_what_it_has_when_its_time_is_up() -> None:
+    figures = reference("eager", 0)(setting(dry_run=True, bundle=None))
+    assert set(figures) == {"w12.pass_ms", "w12.tflops"}
 
 
 def test_every_backend_is_held_against_the_cpu(micro_bundle: Path) -> None:
@@ -137,12 +142,13 @@ def test_plugins_are_held_against_native_layers(
 
     monkeypatch.setattr(gpu_editor, "_command", lambda arguments, _: calls.append(arguments))
     monkeypatch.setattr(gpu_plugins, "export_editor", export)
+    monkeypatch.setattr(gpu_plugins, "runnable", lambda _: gpu_editor.FLAVOURS)
     monkeypatch.setattr(gpu_plugins, "_compare", lambda *_: {"x": single(1, "x")})
     gpu_plugins.plugins(setting(dry_run=False, bundle=None), 60)
     assert exported == [gpu_plugins.BLOCKS]
     assert [(Path(c[1]).name, c[3], c[-1] == "--no-plugins") for c in calls] == [
         (form, flavour, form == "native")
-        for flavour in gpu_plugins.FLAVOURS
+        for flavour in ("tensorrt", "tensorrt-rtx")
         for form in ("plugins", "native")
     ]
 
