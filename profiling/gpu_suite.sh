@@ -24,7 +24,7 @@ if [ -z "$out" ]; then
     echo "usage: $0 OUT [BUNDLE] [--dry-run] [--wheels DIR]" >&2
     exit 2
 fi
-bundle=$(cd "${bundle:-$repository/runtime/assets/tiny}" && pwd) || exit 2
+bundle=$(cd "${bundle:-$repository/runtime/assets/tiny}" && pwd -P) || exit 2
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
