@@ -24,7 +24,6 @@ from liveedit.profiling.gpu_eight_bit import formats, write_drawn
 from liveedit.profiling.gpu_parts import PARTS, main, reference, run_part
 from liveedit.profiling.gpu_setting import Setting, setting
 from liveedit.profiling.records import Figure, read_record, single
-from liveedit.runtime.shipped import shipped
 
 SUITE = Path(__file__).parents[2] / "profiling/gpu_suite.sh"
 
@@ -238,7 +237,8 @@ esac
     assert "not installed: two-1.whl" in done.stdout
     ran = (tmp_path / "last.ran").read_text()
     assert ran.startswith("0 "), "what a part leaves behind is removed"
-    assert f"--bundle {shipped('tiny').resolve()} --dry-run" in ran
+    shipped_with_it = SUITE.parents[1].resolve() / "runtime/assets/tiny"
+    assert f"--bundle {shipped_with_it} --dry-run" in ran
     assert f":{tmp_path}/out/wheels/one-1" in ran
     assert "two-1" not in ran
     assert "it broke" in (tmp_path / "out/bad.failed.txt").read_text()
