@@ -109,8 +109,9 @@ def main() -> int:
     parser.add_argument("--codec", type=Path, required=True)
     parser.add_argument("--sources", type=Path, required=True, help="cache of clips and photos")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is found")
-    parser.add_argument("--scenes", type=int, default=12)
-    parser.add_argument("--num-frames", type=int, default=36, help="three chunks or more")
+    parser.add_argument("--scenes", type=int, default=40)
+    parser.add_argument("--edits", type=int, default=2, help="of every scene")
+    parser.add_argument("--num-frames", type=int, default=24, help="two chunks or more")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -121,7 +122,7 @@ def main() -> int:
         num_frames=options.num_frames,
         height_px=size[0],
         width_px=size[1],
-        edits_per_scene=1,
+        edits_per_scene=options.edits,
         split="held_out",
     )
     footage = real_footage(options.sources, "held_out", *size)
