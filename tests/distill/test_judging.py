@@ -14,6 +14,7 @@ from small_runs import CODEC, MODEL, STREAM
 from torch import Tensor, nn
 
 from liveedit.distill import compare, judged_record
+from liveedit.distill.cache_cost import laid_over
 from liveedit.distill.drift import judge_chunks, there_and_back
 from liveedit.distill.editor import Editor
 from liveedit.distill.edits import Scene
@@ -25,6 +26,8 @@ from liveedit.distill.tokenizer import train_tokenizer
 from liveedit.errors import UsageError
 from liveedit.models.patch_codec import PatchCodec
 from liveedit.profiling.records import read_record
+from liveedit.runtime import EditedChunk
+from liveedit.runtime.composite import SoftMask
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,28 @@ def _first(edit: Any, count: int) -> Any:
     from dataclasses import replace
 
     return replace(edit, target=edit.target[:count], mask=edit.mask[:count])
+
+
+def test_an_edit_laid_over_its_source_leaves_the_rest() -> None:
+    """The left of both latents changed: their frames keep the source's right half bit for bit."""
+    rng = np.random.default_rng(0)
+    source, edited = (rng.integers(0, 256, (8, 64, 128, 3), np.uint8) for _ in range(2))
+    importance = np.zeros((2, 8, 16), np.float32)
+    importance[:, :, :4] = 1.0
+    chunk = EditedChunk(
+        index=0,
+        first_frame=0,
+        frames=edited,
+        latent_rows=np.repeat(np.arange(2), 4),
+        importance=importance,
+        peak_change=1.0,
+        kept=np.ones((2, 4, 8), np.bool_),
+        num_kept=64,
+        recovered=None,
+    )
+    out = laid_over(source, [chunk], edited, SoftMask())
+    assert np.array_equal(out[:, :, :24], edited[:, :, :24])
+    assert np.array_equal(out[:, :, 64:], source[:, :, 64:])
 
 
 def test_there_and_back_loops() -> None:
