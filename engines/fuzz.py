@@ -95,6 +95,22 @@ def write_sample(root: Path) -> None:
     add_stand_in(root, inputs, plan=source.randbytes(900), layers=b"{}")
 
 
+def unbuilt(graph: GraphSpec, plan: str, layers: str = "") -> BuiltPlan:
+    """How a manifest lists a plan of ``graph``, for files that no builder made."""
+    return BuiltPlan(
+        plan=plan,
+        layers=layers,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        weights_bytes=1,
+        activation_bytes=1,
+        findings=(),
+        parse_s=0.0,
+        build_s=0.0,
+        peak_rss_bytes=1,
+    )
+
+
 def add_stand_in(
     root: Path, inputs: BuildInputs, *, plan: bytes, layers: bytes
 ) -> tuple[Manifest, PlanSet]:
@@ -105,18 +121,7 @@ def add_stand_in(
     (root / folder).mkdir(parents=True)
     (root / folder / "dit_step.plan").write_bytes(plan)
     (root / folder / "dit_step.layers.json").write_bytes(layers)
-    built = BuiltPlan(
-        plan=f"{folder}/dit_step.plan",
-        layers=f"{folder}/dit_step.layers.json",
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        weights_bytes=1,
-        activation_bytes=1,
-        findings=(),
-        parse_s=0.0,
-        build_s=0.0,
-        peak_rss_bytes=1,
-    )
+    built = unbuilt(graph, f"{folder}/dit_step.plan", f"{folder}/dit_step.layers.json")
     plans = PlanSet(inputs=inputs, graphs={"dit_step": built})
     entries = {inputs.key: as_entry(plans)}
     return add_files(root, manifest, [built.plan, built.layers], plans=entries), plans

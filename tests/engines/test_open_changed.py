@@ -17,7 +17,8 @@ from bundle_factory import make_manifest
 
 from liveedit.bundle import MANIFEST, add_files, read_manifest, write_manifest
 from liveedit.engines import flavour, plugin_library, verify
-from liveedit.engines.plan import BuildInputs, BuiltPlan, PlanSet, as_entry, here
+from liveedit.engines.fuzz import unbuilt
+from liveedit.engines.plan import BuildInputs, PlanSet, as_entry, here
 from liveedit.errors import LiveEditError
 from liveedit.runtime import StreamEditor, cuda_device
 from liveedit.runtime.host_device import HostDevice
@@ -53,21 +54,7 @@ def bundle(tmp_path: Path) -> Path:
         plugins=plugin_library._choice("library", library).identity,
         profiles=(manifest.stream.block_seq_length,),
     )
-    built = {
-        name: BuiltPlan(
-            plan=plans[name],
-            layers="",
-            inputs=spec.inputs,
-            outputs=spec.outputs,
-            weights_bytes=1,
-            activation_bytes=1,
-            findings=(),
-            parse_s=0,
-            build_s=0,
-            peak_rss_bytes=0,
-        )
-        for name, spec in specs.items()
-    }
+    built = {name: unbuilt(spec, plans[name]) for name, spec in specs.items()}
     entry = as_entry(PlanSet(inputs=inputs, graphs=built))
     write_manifest(root, replace(manifest, plans={inputs.key: entry}))
     return root

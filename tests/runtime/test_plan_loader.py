@@ -17,7 +17,8 @@ from toy_bundle import make_bundle
 from liveedit.bundle import Manifest, add_files
 from liveedit.engines import plan_loader
 from liveedit.engines.flavour import context_settings
-from liveedit.engines.plan import BuildInputs, BuildOptions, BuiltPlan, PlanSet, here
+from liveedit.engines.fuzz import unbuilt
+from liveedit.engines.plan import BuildInputs, BuildOptions, PlanSet, here
 from liveedit.engines.plan_loader import PlanLoader, check_memory
 from liveedit.errors import BackendError, BundleError
 from liveedit.profiling.pass_runner import PassRunner
@@ -60,18 +61,7 @@ def plan_set(manifest: Manifest, profiles: tuple[int, ...]) -> PlanSet:
         profiles=profiles,
     )
     graphs = {
-        name: BuiltPlan(
-            plan=f"{name}.plan",
-            layers="",
-            inputs=spec.inputs,
-            outputs=spec.outputs,
-            weights_bytes=1000,
-            activation_bytes=4096,
-            findings=(),
-            parse_s=0,
-            build_s=0,
-            peak_rss_bytes=0,
-        )
+        name: replace(unbuilt(spec, f"{name}.plan"), weights_bytes=1000, activation_bytes=4096)
         for name, spec in manifest.graphs["fp32"].items()
     }
     return PlanSet(inputs=inputs, graphs=graphs)
