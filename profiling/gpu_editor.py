@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -73,7 +74,7 @@ def editor(codec: Codec, window: int, time_s: float) -> Callable[[Setting], Figu
             parity = Parity(s, bundle, weights) if window == DETAILED and weights else None
             shown: dict[str, Frames] = {}
             for name, flavour in backends.items():
-                try:
+                with attempt(name):
                     if flavour:
                         build_plans(bundle, flavour, end)
                     measure(s, bundle, name, end, out, shown)
@@ -81,13 +82,29 @@ def editor(codec: Codec, window: int, time_s: float) -> Callable[[Setting], Figu
                         time_layers(bundle, name, end, out)
                     if parity and time.monotonic() + PARITY_S < end:
                         out |= parity.errors(name)
-                except LiveEditError as error:
-                    print(f"{name}: {error}", flush=True)
-            if not out:
-                raise LiveEditError("no backend ran; what each said is above")
-            return out | _host(s, bundle)
+            return some(out) | _host(s, bundle)
 
     return run
+
+
+@contextmanager
+def attempt(what: str) -> Iterator[None]:
+    """What cannot go on says so, and costs only itself."""
+    try:
+        yield
+    except LiveEditError as error:
+        print(f"{what}: {error}", flush=True)
+
+
+def some(measured: Figures) -> Figures:
+    """What the attempts measured.
+
+    Raises:
+        LiveEditError: nothing.
+    """
+    if not measured:
+        raise LiveEditError("no backend ran; what each said is above")
+    return measured
 
 
 def runnable(s: Setting) -> dict[str, str | None]:

@@ -15,14 +15,15 @@ import numpy as np
 
 from liveedit.bundle import read_manifest
 from liveedit.engines.gpu import compute_capability
-from liveedit.errors import LiveEditError
 from liveedit.profiling.gpu_editor import (
     DETAILED,
     Codec,
+    attempt,
     build_plans,
     export_editor,
     measure,
     runnable,
+    some,
 )
 from liveedit.profiling.gpu_setting import Figures, Setting
 
@@ -49,16 +50,12 @@ def eight_bit(codec: Codec, time_s: float) -> Callable[[Setting], Figures]:
             for precision in formats(compute_capability()):
                 write_drawn(bundle, precision)
                 for name, flavour in backends.items():
-                    try:
+                    with attempt(f"{name} {precision}"):
                         if flavour:
                             build_plans(bundle, flavour, end, precision)
                         if flavour or s.dry:
                             measure(s, bundle, name, end, out, {}, precision)
-                    except LiveEditError as error:
-                        print(f"{name} {precision}: {error}", flush=True)
-        if not out:
-            raise LiveEditError("no backend ran; what each said is above")
-        return out
+        return some(out)
 
     return run
 

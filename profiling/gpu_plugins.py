@@ -14,8 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from liveedit.bundle import read_manifest
-from liveedit.errors import LiveEditError, UsageError
-from liveedit.profiling.gpu_editor import KEEPS, build_plans, export_editor, runnable
+from liveedit.errors import UsageError
+from liveedit.profiling.gpu_editor import (
+    KEEPS,
+    attempt,
+    build_plans,
+    export_editor,
+    runnable,
+    some,
+)
 from liveedit.profiling.gpu_setting import Figures, Setting
 from liveedit.profiling.pass_runner import PassRunner
 from liveedit.profiling.records import distribution
@@ -38,16 +45,12 @@ def plugins(s: Setting, time_s: float) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         bundles = _bundles(s, Path(folder))
         for backend in backends:
-            try:
+            with attempt(backend):
                 if not s.dry:
                     for label, bundle in bundles.items():
                         build_plans(bundle, backend, end, plugins=label == "plugins")
                 out |= _compare(s, bundles, backend)
-            except LiveEditError as error:
-                print(f"{backend}: {error}", flush=True)
-    if not out:
-        raise LiveEditError("no backend ran; what each said is above")
-    return out
+    return some(out)
 
 
 def _bundles(s: Setting, root: Path) -> dict[str, Path]:
