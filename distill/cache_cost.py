@@ -32,10 +32,14 @@ from liveedit.runtime import EditedChunk, MaskCachePolicy, StreamEditor
 from liveedit.runtime.composite import SoftMask, lay_over
 from liveedit.runtime.fit import Fit, Size
 
-POLICIES = (
-    MaskCachePolicy(mode="off"),
-    *(MaskCachePolicy(mode="released", keep_ratio=r) for r in (0.5, 0.3, 0.1)),
-    *(MaskCachePolicy(mode="paper", keep_ratio=r) for r in (0.5, 0.3)),
+OFF, RELEASED = MaskCachePolicy(mode="off"), MaskCachePolicy(mode="released", keep_ratio=0.3)
+# What is measured, and whether the edit is laid over its source.
+SETTINGS: tuple[tuple[MaskCachePolicy, SoftMask | None], ...] = (
+    (OFF, None),
+    *((replace(RELEASED, keep_ratio=r), None) for r in (0.5, 0.3, 0.1)),
+    *((MaskCachePolicy(mode="paper", keep_ratio=r), None) for r in (0.5, 0.3)),
+    (OFF, SoftMask()),
+    (RELEASED, SoftMask()),
 )
 
 EQUAL_DB = 60.0  # a background of which not one pixel changed counts as this
@@ -130,8 +134,7 @@ def main() -> int:
     coded = [reconstruct(codec, case.edit.target) for case in cases]
     options.out.mkdir(parents=True, exist_ok=True)
     result = {}
-    settings: list[tuple[MaskCachePolicy, SoftMask | None]] = [(p, None) for p in POLICIES]
-    for policy, composite in [*settings, (POLICIES[0], SoftMask()), (POLICIES[2], SoftMask())]:
+    for policy, composite in SETTINGS:
         part = policy.mode if policy.mode == "off" else f"{policy.mode} {policy.keep_ratio}"
         part += " composite" if composite else ""
         cost = run_policy(options.bundle, policy, cases, coded, options.threads, composite)
