@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liveedit.distill.latents import LatentScene
+from liveedit.distill.objects import SHAPES
 from liveedit.distill.phrases import rephrase
 from liveedit.distill.presets import PhaseConfig, TrainConfig
 from liveedit.errors import UsageError
 
 _SEEDS = 2**63 - 1
+
+
+class Clip(NamedTuple):
+    """One row of a `Batch`."""
+
+    source: Tensor
+    target: Tensor
+    context: Tensor
+    mask: Tensor
+    contested: Tensor
+    shapes: Tensor
+    prompt: str
+    name: str
+    seed: int
 
 
 @dataclass
@@ -26,6 +42,9 @@ class Batch:
         source, target: [B, C, F, h, w] float32.
         context: like target; what the past blocks show, which may be another edit.
         mask: [B, 1, F, h, w] float32 in [0, 1].
+        contested: like mask; of this and of every other local edit of the scene.
+        shapes: [B, F, h, w] int64, index in `objects.SHAPES` of an object that some edit recolours
+            or removes, -1 elsewhere.
         prompts: B instructions.
         names: B scenes, to name in messages.
         seeds: of each clip's own random numbers.
@@ -37,11 +56,17 @@ class Batch:
     target: Tensor
     context: Tensor
     mask: Tensor
+    contested: Tensor
+    shapes: Tensor
     prompts: list[str]
     names: list[str]
     seeds: list[int]
     common_seed: int
     frame_positions: Tensor
+
+    def _clips(self) -> dict[str, Any]:
+        """The fields that have a row for each clip."""
+        return {f.name: getattr(self, f.name) for f in fields(self)[:9]}
 
     def split(self, size: int) -> list[Batch]:
         """Parts of ``size`` clips."""
@@ -49,28 +74,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same clips on a device. Positions stay on the CPU, where tables are made."""
-        return replace(
-            self,
-            source=self.source.to(device),
-            target=self.target.to(device),
-            context=self.context.to(device),
-            mask=self.mask.to(device),
-        )
+        rows = self._clips().items()
+        moved: dict[str, Any] = {k: v.to(device) for k, v in rows if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def share(self, rank: int, world: int) -> Batch:
         """The rows of one process of ``world``."""
         size = len(self.prompts) // world
         rows = slice(rank * size, (rank + 1) * size)
-        return replace(
-            self,
-            source=self.source[rows],
-            target=self.target[rows],
-            context=self.context[rows],
-            mask=self.mask[rows],
-            prompts=self.prompts[rows],
-            names=self.names[rows],
-            seeds=self.seeds[rows],
-        )
+        return replace(self, **{name: value[rows] for name, value in self._clips().items()})
 
 
 def draw_batch(
@@ -86,9 +98,9 @@ def draw_batch(
         UsageError: the scenes seem to be too short, all of them.
     """
     wanted = phase.num_latent_frames
-    rows: list[tuple[Tensor, Tensor, Tensor, Tensor, str, str, int]] = []
+    clips: list[Clip] = []
     misses = 0
-    while len(rows) < phase.batch_size:
+    while len(clips) < phase.batch_size:
         scene = scenes[int(rng.integers(len(scenes)))]
         length = scene.source.shape[1]
         if length < wanted:
@@ -99,47 +111,94 @@ def draw_batch(
                     f"one, {scene.name}, has {length}. Code longer clips, or shorten the phase"
                 )
             continue
-        n = int(rng.integers(len(scene.edits)))
-        # Blocks keep their place: the codec's memory is empty at the start of a clip only.
-        grid = 1 if wanted < block else block
-        start = grid * int(rng.integers((length - wanted) // grid + 1))
-        span = slice(start, start + wanted)
-        mask = scene.masks[n, span].astype(np.float32) / 255.0
-        context = scene.targets[n]
-        if rng.random() < config.other_context:
-            other = int(rng.integers(len(scene.edits) + 1))
-            context = scene.source if other == len(scene.edits) else scene.targets[other]
-        elif rng.random() < config.faded_context:
-            context = context + rng.random() * (scene.source.astype(np.float32) - context)
-        columns = slice(None)
-        if phase.crop_columns:
-            left = crop_start(mask, phase.crop_columns, rng)
-            columns = slice(left, left + phase.crop_columns)
-        parts = (scene.source, scene.targets[n], context)
-        y, x0, past = (torch.from_numpy(p[:, span, :, columns]).float() for p in parts)
-        weight = torch.from_numpy(mask[None, :, :, columns])
-        seed = int(rng.integers(_SEEDS))
-        words = scene.edits[n]["instruction"]
-        if rng.random() < config.rephrase:
-            words = rephrase(rng, scene.edits[n])
-        if rng.random() < config.drop_prompt:
-            words = ""
-        rows.append((y, x0, past, weight, words, scene.name, seed))
-    sources, targets, contexts, masks, prompts, names, seeds = zip(*rows, strict=True)
+        clips.append(_draw_clip(scene, rng, config, phase, block))
     positions = torch.arange(wanted)
     if wanted > block and rng.random() < config.far_context:
         positions[block:] += block * int(rng.integers(1, 300))
     return Batch(
-        source=torch.stack(sources),
-        target=torch.stack(targets),
-        context=torch.stack(contexts),
-        mask=torch.stack(masks),
-        prompts=list(prompts),
-        names=list(names),
-        seeds=list(seeds),
+        source=torch.stack([clip.source for clip in clips]),
+        target=torch.stack([clip.target for clip in clips]),
+        context=torch.stack([clip.context for clip in clips]),
+        mask=torch.stack([clip.mask for clip in clips]),
+        contested=torch.stack([clip.contested for clip in clips]),
+        shapes=torch.stack([clip.shapes for clip in clips]),
+        prompts=[clip.prompt for clip in clips],
+        names=[clip.name for clip in clips],
+        seeds=[clip.seed for clip in clips],
         common_seed=int(rng.integers(_SEEDS)),
         frame_positions=positions,
     )
+
+
+def _draw_clip(
+    scene: LatentScene,
+    rng: np.random.Generator,
+    config: TrainConfig,
+    phase: PhaseConfig,
+    block: int,
+) -> Clip:
+    """One of a scene's edits: a span of it, cropped, with its words."""
+    wanted, length = phase.num_latent_frames, scene.source.shape[1]
+    n = int(rng.integers(len(scene.edits)))
+    # Blocks keep their place: the codec's memory is empty at the start of a clip only.
+    grid = 1 if wanted < block else block
+    start = grid * int(rng.integers((length - wanted) // grid + 1))
+    span = slice(start, start + wanted)
+    masks = scene.masks[:, span].astype(np.float32) / 255.0
+    context = scene.targets[n]
+    if rng.random() < config.other_context:
+        other = int(rng.integers(len(scene.edits) + 1))
+        context = scene.source if other == len(scene.edits) else scene.targets[other]
+    elif rng.random() < config.faded_context:
+        context = context + rng.random() * (scene.source.astype(np.float32) - context)
+    columns = slice(None)
+    if phase.crop_columns:
+        left = crop_start(masks[n], phase.crop_columns, rng)
+        columns = slice(left, left + phase.crop_columns)
+    source, target, past = (
+        torch.from_numpy(latent[:, span, :, columns]).float()
+        for latent in (scene.source, scene.targets[n], context)
+    )
+    contested, shapes = rivals(scene.edits, masks, n)
+    seed = int(rng.integers(_SEEDS))
+    words = scene.edits[n]["instruction"]
+    if rng.random() < config.rephrase:
+        words = rephrase(rng, scene.edits[n])
+    if rng.random() < config.drop_prompt:
+        words = ""
+    return Clip(
+        source=source,
+        target=target,
+        context=past,
+        mask=torch.from_numpy(masks[n, None, :, :, columns]),
+        contested=torch.from_numpy(contested[None, :, :, columns]),
+        shapes=torch.from_numpy(shapes[:, :, columns]),
+        prompt=words,
+        name=scene.name,
+        seed=seed,
+    )
+
+
+def rivals(
+    edits: Sequence[dict[str, str]], masks: NDArray[np.float32], n: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """What edit n could be mistaken for.
+
+    Args:
+        edits: of a scene.
+        masks: [edits, F, h, w] in [0, 1].
+
+    Returns:
+        `Batch.contested` [F, h, w] and `Batch.shapes` [F, h, w].
+    """
+    contested = masks[n].copy()
+    shapes = np.full(contested.shape, -1, np.int64)
+    for edit, mask in zip(edits, masks, strict=True):
+        if "global" not in (edit["kind"], edits[n]["kind"]):
+            contested = np.maximum(contested, mask)
+        if edit["kind"] in ("recolour", "remove"):
+            shapes[mask > 0.5] = SHAPES.index(edit["shape"])
+    return contested, shapes
 
 
 def crop_start(mask: NDArray[np.float32], columns: int, rng: np.random.Generator) -> int:

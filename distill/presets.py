@@ -99,7 +99,11 @@ class TrainConfig:
     warmup_steps: int = 100
     clip_norm: float = 1.0
     ema: float = 0.998
-    edit_weight: float = 4.0  # extra loss inside the edit mask
+    edit_weight: float = 4.0  # extra loss where this edit is, or another one of the scene would be
+    # Losses of linear readouts within the network (`distill/probes.py`), of stages ``foundation``
+    # and ``causal``: where the words mean, and which shape objects have.
+    place_weight: float = 0.0
+    shape_weight: float = 0.0
     channel_weights: tuple[float, ...] = ()  # loss of each latent channel; empty: all alike
     step_share: float = 0.65  # timesteps drawn from the stream's own step list; the rest uniform
     first_step_share: float = 0.5  # of those, drawn at the first step of the list
@@ -137,6 +141,8 @@ class TrainConfig:
             raise UsageError('precision "bf16" needs parallel "shard", which works alone as well')
         if self.guidance and self.stage != "causal":
             raise UsageError(f"guidance is of stage causal, this is {self.stage}")
+        if (self.place_weight or self.shape_weight) and self.stage == "dmd":
+            raise UsageError("place_weight and shape_weight are of stages foundation and causal")
         if self.cached_text and self.train_text:
             raise UsageError("cached_text needs train_text false: nothing trains what is cached")
         for name in ("save_every", "log_every"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from liveedit.config import StreamConfig
 from liveedit.distill.batches import Batch
 from liveedit.distill.presets import LossWeight, PhaseConfig, TrainConfig
+from liveedit.distill.probes import Probes
 from liveedit.models.block_mask import BlockCausal, Rule, TeacherForcing, attention_mask
 from liveedit.models.dit import CausalWanDiT
 from liveedit.schedule import timestep_table
@@ -105,6 +106,7 @@ def clip_velocity(
     timestep: Tensor,
     mask: Tensor | BlockMask | None,
     clean: Tensor,
+    inner: list[Tensor] | None = None,
 ) -> Tensor:
     """Velocity of whole clips, under a mask of `stage_mask`.
 
@@ -112,6 +114,7 @@ def clip_velocity(
         noisy: [B, C, F, h, w].
         timestep: [B, F].
         clean: the context put before the clip, [B, C, 0 or more, h, w].
+        inner: takes the tokens after each block, those of the clip last.
     """
     context, positions = clean.shape[2], batch.frame_positions
     out: Tensor = dit(
@@ -121,16 +124,26 @@ def clip_velocity(
         text_embeds,
         mask,
         torch.cat((positions[:context], positions)),
+        inner,
     )
     return out[:, :, context:].float()
 
 
+def edit_weight(batch: Batch, config: TrainConfig) -> Tensor:
+    """How much each latent cell counts, [B, 1, F, h, w].
+
+    An object that another instruction would have meant counts as the edited one does: were it
+    lighter, to change both would cost less than to choose.
+    """
+    return 1 + config.edit_weight * batch.contested
+
+
 def edit_error(squared: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
-    """Mean of squared latent errors [B, C, F, h, w], heavier where the edit is.
+    """Mean of squared latent errors [B, C, F, h, w] under `edit_weight`.
 
     Each clip counts alike, whatever the size of its edit.
     """
-    weight = 1 + config.edit_weight * batch.mask
+    weight = edit_weight(batch, config)
     if config.channel_weights:
         channels = squared.new_tensor(config.channel_weights).view(1, -1, 1, 1, 1)
         squared = squared * (channels / channels.mean())
@@ -186,15 +199,17 @@ def flow_loss(
     phase: PhaseConfig,
     stream: StreamConfig,
     push: Push | None = None,
+    probes: Probes | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Flow-matching loss v = noise - x0, heavier where the edit is.
 
     Args:
         push: is added to the velocity that is asked for.
+        probes: add their losses.
 
     Returns:
         The loss, and for the log: mean squared error of the estimated clean latent inside and
-        outside the mask.
+        outside the mask, and what the probes lost.
     """
     B, _, F, h, w = batch.target.shape
     draws = Draws(batch)
@@ -204,12 +219,12 @@ def flow_loss(
     timestep = t.repeat_interleave(-(-F // blocks), dim=1)[:, :F]  # [B, F]
     mask, context = stage_mask(config, F, block, h * w // 4, batch.target.device)
 
-    def velocity(noisy: Tensor, timestep: Tensor) -> Tensor:
+    def velocity(noisy: Tensor, timestep: Tensor, inner: list[Tensor] | None = None) -> Tensor:
         clean = batch.context[:, :, :context]
         if context:
             amount = config.context_noise * draws.uniform(B, 1, 1, 1, 1)
             clean = clean + amount * draws.normal(clean.shape)
-        return clip_velocity(dit, text_embeds, batch, noisy, timestep, mask, clean)
+        return clip_velocity(dit, text_embeds, batch, noisy, timestep, mask, clean, inner)
 
     def noised(x0: Tensor, sigma: Tensor) -> Tensor:
         return (1 - sigma) * x0 + sigma * draws.normal(x0.shape)
@@ -227,7 +242,8 @@ def flow_loss(
     wanted = (noisy - batch.target) / sigma
     if push is not None:
         wanted = wanted + push(noisy, timestep)
-    velocity_error = (velocity(noisy, timestep) - wanted).square()
+    inner: list[Tensor] | None = None if probes is None else []
+    velocity_error = (velocity(noisy, timestep, inner) - wanted).square()
     error = velocity_error
     if config.loss_weight != "flat":
         level = level_weight(config.loss_weight, timestep, config.timestep_shift)
@@ -235,5 +251,10 @@ def flow_loss(
     if start is not batch.target:
         # Off the data the same mistake weighs 1 / sigma^2: bring it to the scale of the rest.
         error = error * sigma.square() * 4.0
-    x0_error = (velocity_error * sigma.square()).detach()
-    return edit_error(error, batch, config), inside_outside(x0_error, batch)
+    loss = edit_error(error, batch, config)
+    log = inside_outside((velocity_error * sigma.square()).detach(), batch)
+    if probes is not None and inner is not None:
+        place, shape = probes.losses(inner, batch, edit_weight(batch, config))
+        loss = loss + config.place_weight * place + config.shape_weight * shape
+        log |= {"place": float(place.detach()), "shape": float(shape.detach())}
+    return loss, log

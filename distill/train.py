@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from liveedit.config import from_dict, to_dict
 from liveedit.distill.batches import Batch
@@ -22,6 +23,7 @@ from liveedit.distill.loop import run
 from liveedit.distill.pairs import read_pairs
 from liveedit.distill.pictures import Pictures
 from liveedit.distill.presets import PRESETS, Stage, TrainConfig, preset
+from liveedit.distill.probes import Probes
 from liveedit.distill.stages import Push, flow_loss, guidance_push
 from liveedit.distill.teacher import Teacher
 from liveedit.distill.trainer import Trainer
@@ -47,14 +49,21 @@ class FlowTrainer(Trainer):
         self.teacher = self._guide(teacher) if teacher or config.guidance else None
         self.editor = self.new_editor()
         self.editor.train_text(config.train_text)
-        self.learner = Learner(
-            self.editor,
+        self.learner = self._learner(self.editor, config.ema)
+        wanted = config.place_weight or config.shape_weight
+        self.probes = Probes(self.model.dit).to(self.processes.device) if wanted else None
+        self.prober = self._learner(self.probes) if self.probes else None
+
+    def _learner(self, module: nn.Module, ema: float = 0.0) -> Learner:
+        config = self.config
+        return Learner(
+            module,
             self.processes,
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
-            ema=config.ema,
+            ema=ema,
         )
 
     def _guide(self, path: Path | None) -> Teacher:
@@ -79,12 +88,16 @@ class FlowTrainer(Trainer):
         own = self.learner.state()
         weights, mean = own.pop("weights"), own.pop("ema")
         taught = self.teacher.state() if self.teacher else {}
+        if self.prober:
+            taught = {**taught, "probes": self.prober.state()}
         return {**super().state(), **own, **by_part(weights), "ema": by_part(mean), **taught}
 
     def load(self, state: dict[str, Any]) -> None:
         if self.teacher:
             self.teacher.check(state, self.path)
         self.learner.load({**state, "weights": weights_of(state), "ema": joined(state["ema"])})
+        if self.prober:
+            self.prober.load(state["probes"])
         super().load(state)
 
     def compile(self) -> None:
@@ -123,13 +136,22 @@ class FlowTrainer(Trainer):
         for part in parts:
             embeds = self.editor.embed(self.tokenizer, part.prompts)
             loss, log = flow_loss(
-                self.editor.dit, embeds, part, self.config, phase, self.stream, self._push(part)
+                self.editor.dit,
+                embeds,
+                part,
+                self.config,
+                phase,
+                self.stream,
+                push=self._push(part),
+                probes=self.probes,
             )
             (loss / len(parts)).backward()
             losses.append(loss)
             logs.append(log)
         figures = self.settle(parts, losses, logs)
         norm = self.learner.update(rate, lambda: self.where(parts))
+        if self.prober:
+            self.prober.update(rate, lambda: self.where(parts))
         self.step += 1
         return {**figures, "grad_norm": norm, "lr": rate}
 
@@ -140,7 +162,7 @@ class FlowTrainer(Trainer):
         editor = self.teacher.editor
         with torch.no_grad():
             embeds = editor.embed(self.tokenizer, batch.prompts)
-            no_words = editor.embed(self.tokenizer, [""] * len(batch.prompts))
+            no_words = editor.embed(self.tokenizer, [""]).expand_as(embeds)
         return guidance_push(editor.dit, embeds, no_words, batch, self.config.guidance)
 
 

@@ -306,6 +306,7 @@ class CausalWanDiT(nn.Module):
         text_embeds: Tensor,
         mask: Tensor | BlockMask | None = None,
         frame_positions: Tensor | None = None,
+        inner: list[Tensor] | None = None,
     ) -> Tensor:
         """Velocity of every frame.
 
@@ -315,6 +316,7 @@ class CausalWanDiT(nn.Module):
             text_embeds: [B, text_len, text_dim], zero rows after the prompt.
             mask: over tokens, see `liveedit.models.block_mask`; None is full attention.
             frame_positions: [F] absolute index of each frame; None is 0..F-1.
+            inner: takes the tokens [B, T, dim] after each block.
 
         Returns:
             [B, 16, F, h, w].
@@ -334,4 +336,6 @@ class CausalWanDiT(nn.Module):
                 x = checkpoint(block, x, e0, cos, sin, context, mask, use_reentrant=False)
             else:
                 x = block(x, e0, cos, sin, context, mask)
+            if inner is not None:
+                inner.append(x)
         return self.unpatchify(self.head(x, e), frames, rows, columns)

@@ -63,7 +63,15 @@ def random_scenes(folder: Path, count: int = 3) -> Path:
             targets=rng.normal(size=(2, 16, 3, 4, 4)).astype(np.float16),
             masks=rng.integers(0, 256, (2, 3, 4, 4)).astype(np.uint8),
             edits=[
-                {"instruction": f"make it {colour}", "kind": "pair"} for colour in ("red", "blue")
+                {
+                    "instruction": f"make the ball {colour}",
+                    "kind": "recolour",
+                    "colour": "green",
+                    "new_colour": colour,
+                    "shape": "ball",
+                    "new_shape": "",
+                }
+                for colour in ("red", "blue")
             ],
         )
         save_scene(folder / f"{i}.npz", scene)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONFIG, random_scenes, start_two
+from small_runs import CONFIG as PLAIN
+from small_runs import random_scenes, start_two
 
 from liveedit.distill.dmd_trainer import DmdTrainer
 from liveedit.distill.parallel import local
@@ -17,6 +18,7 @@ from liveedit.distill.train import FlowTrainer
 from liveedit.errors import UsageError
 
 STEPS = 8  # past the change of phase
+CONFIG = replace(PLAIN, place_weight=0.5, shape_weight=0.2)
 SHARD = replace(CONFIG, parallel="shard", gradient_checkpointing=True)
 CONFIGS = {
     "replicate": CONFIG,
@@ -38,7 +40,7 @@ def steps(config: TrainConfig, out: Path, scenes: Path, count: int) -> FlowTrain
 
 
 DMD = replace(
-    CONFIG,
+    PLAIN,
     stage="dmd",
     lr=1e-3,
     train_text=False,
@@ -118,6 +120,8 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def test_any_division_trains_like_one_process(name: str, runs: Path) -> None:
     alone, other = load(runs / "alone" / "latest.pt"), load(runs / name / "latest.pt")
     assert len(alone) > 100
+    assert alone["/probes/weights/place.weight"].abs().max() > 0
+    assert alone["/probes/weights/shape.weight"].abs().max() > 0
     assert difference(alone, other) < 2e-3
     assert difference(load(runs / "bf16" / "latest.pt"), other) > 2e-3  # the bound means something
 
