@@ -66,7 +66,8 @@ class Batch:
 
     def _clips(self) -> dict[str, Any]:
         """The fields that have a row for each clip."""
-        return {f.name: getattr(self, f.name) for f in fields(self)[:9]}
+        shared = ("common_seed", "frame_positions")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
 
     def split(self, size: int) -> list[Batch]:
         """Parts of ``size`` clips."""
