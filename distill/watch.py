@@ -80,7 +80,9 @@ class Watch:
     def _stop(self) -> None:
         self.over.set()
         self.thread.join()
-        self.store.set(self._life(self.processes.rank), _DONE)
+        # All are done. The process that holds the store may have left already: nobody looks then.
+        with suppress(RuntimeError):
+            self.store.set(self._life(self.processes.rank), _DONE)
 
     def _look(self) -> None:
         count = 0

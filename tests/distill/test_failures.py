@@ -8,6 +8,7 @@ import random
 import resource
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from liveedit.config import to_dict
 from liveedit.distill.loop import read_metrics
 from liveedit.distill.presets import PhaseConfig, TrainConfig, preset
 from liveedit.distill.train import FlowTrainer
+from liveedit.distill.watch import Watch
 from liveedit.errors import CheckpointError, LiveEditError
 
 
@@ -170,3 +172,28 @@ def test_the_others_stop_with_the_message_of_the_one_that_fails(tmp_path: Path) 
         again = FlowTrainer(CONFIG, tmp_path / how)
         again.resume()
         assert again.step == 5
+
+
+def stay_until_the_store_is_gone() -> None:
+    """In each of two processes: the second comes to its end when the first, the host, has left."""
+    if os.environ["RANK"] == "0":
+        return
+    stop = Watch._stop
+
+    def late(watch: Watch) -> None:
+        patience = time.monotonic() + 60
+        with suppress(RuntimeError):
+            while time.monotonic() < patience:
+                watch.store.check(["anything"])
+                time.sleep(0.05)
+        assert time.monotonic() < patience
+        stop(watch)
+
+    Watch._stop = late  # type: ignore[method-assign]
+
+
+def test_the_last_to_leave_needs_nobody() -> None:
+    processes = start_two(stay_until_the_store_is_gone)
+    for process in processes:
+        process.join(timeout=90)
+    assert [p.exitcode for p in processes] == [0, 0]
