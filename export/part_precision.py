@@ -26,7 +26,7 @@ from liveedit.export.codec_trial import CodecTrial, load_codec
 from liveedit.export.convolutions import probe_inputs, quantise_convolutions
 from liveedit.export.graph_trial import Clip
 from liveedit.export.quantize import Format
-from liveedit.export.quantized_bundle import MeasureSpeed, RefusedError
+from liveedit.export.quantized_bundle import MeasureSpeed, RefusedError, copied
 from liveedit.export.verdict import NO_SPEED, Speed
 from liveedit.export.weight_only import store_in_eight_bits
 from liveedit.export.weights import WeightFile, save, weight_bytes
@@ -318,10 +318,8 @@ def _check(report: PartReport, force: bool) -> None:
 def _with_speed(
     root: Path, staging: Path, sizes: dict[str, int], report: PartReport, measure: MeasureSpeed
 ) -> PartReport:
-    """Measure a copy of the bundle that holds the part alone; nothing is left of it."""
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.speed.") as folder:
-        copy = Path(folder) / "bundle"
-        shutil.copytree(root, copy, copy_function=_link)
+    """Measure a copy of the bundle that holds the part alone."""
+    with copied(root) as copy:
         _install(copy, copy / staging.name, read_manifest(root).graphs[report.base], sizes, report)
         speed = measure(copy, report.base, report.format)
     report = replace(report, speed=speed)
@@ -332,14 +330,6 @@ def _with_speed(
         refused=f"the editor runs at {speed.quantised_fps:.4g} frames per second with it and at "
         f"{speed.base_fps:.4g} without",
     )
-
-
-def _link(source: str, target: str) -> None:
-    """A second name for a file of gigabytes; files of a bundle are replaced, never written into."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)
 
 
 def _install(

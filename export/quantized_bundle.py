@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -220,13 +221,20 @@ def judge_drift(
     )
 
 
-def judge_speed(
-    root: Path, form: Format, scales: Mapping[str, SiteScale], report: Report, speed: MeasureSpeed
-) -> Speed:
-    """Measure a copy of the bundle that holds the precision already; nothing is left of it."""
+@contextmanager
+def copied(root: Path) -> Iterator[Path]:
+    """A copy of a bundle, beside it; nothing is left of it."""
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.speed.") as folder:
         copy = Path(folder) / "bundle"
         shutil.copytree(root, copy)  # not links: weights with several are refused when read
+        yield copy
+
+
+def judge_speed(
+    root: Path, form: Format, scales: Mapping[str, SiteScale], report: Report, speed: MeasureSpeed
+) -> Speed:
+    """Measure a copy of the bundle that holds the precision already."""
+    with copied(root) as copy:
         write_precision(copy, form, scales, report)
         return speed(copy, report.base, form.name)
 
