@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +20,8 @@ from liveedit.errors import UsageError
 _SEEDS = 2**63 - 1
 
 
-class Clip(NamedTuple):
-    """One row of a `Batch`."""
-
-    source: Tensor
-    target: Tensor
-    context: Tensor
-    mask: Tensor
-    contested: Tensor
-    shapes: Tensor
-    prompt: str
-    name: str
-    seed: int
-
-
 @dataclass
-class Batch:
+class Clips:
     """Clips of one length.
 
     Attributes:
@@ -48,8 +34,6 @@ class Batch:
         prompts: B instructions.
         names: B scenes, to name in messages.
         seeds: of each clip's own random numbers.
-        common_seed: of the random numbers that all clips of the step share.
-        frame_positions: [F] absolute latent-frame index of each frame.
     """
 
     source: Tensor
@@ -61,13 +45,23 @@ class Batch:
     prompts: list[str]
     names: list[str]
     seeds: list[int]
+
+    def rows(self) -> dict[str, Any]:
+        """What has a row for each clip, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Clips)}
+
+
+@dataclass
+class Batch(Clips):
+    """Clips that are trained on together.
+
+    Attributes:
+        common_seed: of the random numbers that all clips of the step share.
+        frame_positions: [F] absolute latent-frame index of each frame.
+    """
+
     common_seed: int
     frame_positions: Tensor
-
-    def _clips(self) -> dict[str, Any]:
-        """The fields that have a row for each clip."""
-        shared = ("common_seed", "frame_positions")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
 
     def split(self, size: int) -> list[Batch]:
         """Parts of ``size`` clips."""
@@ -75,7 +69,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same clips on a device. Positions stay on the CPU, where tables are made."""
-        rows = self._clips().items()
+        rows = self.rows().items()
         moved: dict[str, Any] = {k: v.to(device) for k, v in rows if isinstance(v, Tensor)}
         return replace(self, **moved)
 
@@ -83,7 +77,7 @@ class Batch:
         """The rows of one process of ``world``."""
         size = len(self.prompts) // world
         rows = slice(rank * size, (rank + 1) * size)
-        return replace(self, **{name: value[rows] for name, value in self._clips().items()})
+        return replace(self, **{name: value[rows] for name, value in self.rows().items()})
 
 
 def draw_batch(
@@ -99,7 +93,7 @@ def draw_batch(
         UsageError: the scenes seem to be too short, all of them.
     """
     wanted = phase.num_latent_frames
-    clips: list[Clip] = []
+    clips: list[Clips] = []
     misses = 0
     while len(clips) < phase.batch_size:
         scene = scenes[int(rng.integers(len(scenes)))]
@@ -116,19 +110,19 @@ def draw_batch(
     positions = torch.arange(wanted)
     if wanted > block and rng.random() < config.far_context:
         positions[block:] += block * int(rng.integers(1, 300))
+    rows = [clip.rows() for clip in clips]
     return Batch(
-        source=torch.stack([clip.source for clip in clips]),
-        target=torch.stack([clip.target for clip in clips]),
-        context=torch.stack([clip.context for clip in clips]),
-        mask=torch.stack([clip.mask for clip in clips]),
-        contested=torch.stack([clip.contested for clip in clips]),
-        shapes=torch.stack([clip.shapes for clip in clips]),
-        prompts=[clip.prompt for clip in clips],
-        names=[clip.name for clip in clips],
-        seeds=[clip.seed for clip in clips],
+        **{name: _joined([row[name] for row in rows]) for name in rows[0]},
         common_seed=int(rng.integers(_SEEDS)),
         frame_positions=positions,
     )
+
+
+def _joined(column: list[Any]) -> Any:
+    """One field of several clips as one."""
+    if isinstance(column[0], Tensor):
+        return torch.cat(column)
+    return [value for values in column for value in values]
 
 
 def _draw_clip(
@@ -137,7 +131,7 @@ def _draw_clip(
     config: TrainConfig,
     phase: PhaseConfig,
     block: int,
-) -> Clip:
+) -> Clips:
     """One of a scene's edits: a span of it, cropped, with its words."""
     wanted, length = phase.num_latent_frames, scene.source.shape[1]
     n = int(rng.integers(len(scene.edits)))
@@ -157,7 +151,7 @@ def _draw_clip(
         left = crop_start(masks[n], phase.crop_columns, rng)
         columns = slice(left, left + phase.crop_columns)
     source, target, past = (
-        torch.from_numpy(latent[:, span, :, columns]).float()
+        torch.from_numpy(latent[None, :, span, :, columns]).float()
         for latent in (scene.source, scene.targets[n], context)
     )
     contested, shapes = rivals(scene.edits, masks, n)
@@ -167,16 +161,16 @@ def _draw_clip(
         words = rephrase(rng, scene.edits[n])
     if rng.random() < config.drop_prompt:
         words = ""
-    return Clip(
+    return Clips(
         source=source,
         target=target,
         context=past,
-        mask=torch.from_numpy(masks[n, None, :, :, columns]),
-        contested=torch.from_numpy(contested[None, :, :, columns]),
-        shapes=torch.from_numpy(shapes[:, :, columns]),
-        prompt=words,
-        name=scene.name,
-        seed=seed,
+        mask=torch.from_numpy(masks[n, None, None, :, :, columns]),
+        contested=torch.from_numpy(contested[None, None, :, :, columns]),
+        shapes=torch.from_numpy(shapes[None, :, :, columns]),
+        prompts=[words],
+        names=[scene.name],
+        seeds=[seed],
     )
 
 
@@ -200,6 +194,11 @@ def rivals(
         if edit["kind"] in ("recolour", "remove"):
             shapes[mask > 0.5] = SHAPES.index(edit["shape"])
     return contested, shapes
+
+
+def weighted_mean(error: Tensor, weight: Tensor) -> Tensor:
+    """Mean of errors [B, C, F, h, w] under weights [B, 1, F, h, w]; each clip counts alike."""
+    return ((error * weight).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))).mean()
 
 
 def crop_start(mask: NDArray[np.float32], columns: int, rng: np.random.Generator) -> int:

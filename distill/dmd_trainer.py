@@ -19,7 +19,6 @@ from liveedit.distill.dmd import (
 )
 from liveedit.distill.editor import by_part, joined, load_mean_weights, weights_of
 from liveedit.distill.guidance import Velocity, guided
-from liveedit.distill.learner import Learner
 from liveedit.distill.presets import TrainConfig
 from liveedit.distill.rollout import stream_edit
 from liveedit.distill.stages import (
@@ -87,13 +86,8 @@ class DmdTrainer(Trainer):
         self.teacher = Teacher(self.new_editor(), teacher)
         self.critic_dit = self.new_editor().dit
         self.critic_dit.load_state_dict(self.teacher.editor.dit.state_dict())
-        shared: dict[str, Any] = {
-            "betas": config.betas,
-            "weight_decay": config.weight_decay,
-            "clip_norm": config.clip_norm,
-        }
-        self.learner = Learner(self.editor, self.processes, lr=config.lr, ema=config.ema, **shared)
-        self.critic = Learner(self.critic_dit, self.processes, lr=dmd.critic_lr, **shared)
+        self.learner = self.new_learner(self.editor, config.lr, config.ema)
+        self.critic = self.new_learner(self.critic_dit, dmd.critic_lr)
         self.rollout_stream = replace(
             self.stream,
             warp_denoising_step=self.stream.warp_denoising_step or dmd.rollout_steps == "warped",

@@ -6,16 +6,12 @@ losses ask outright for the shape of things, and for where the words mean.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liveedit.config import DiTConfig
+from liveedit.distill.batches import Batch, weighted_mean
 from liveedit.distill.objects import SHAPES
-
-if TYPE_CHECKING:
-    from liveedit.distill.batches import Batch
 
 
 class Probes(nn.Module):
@@ -47,10 +43,9 @@ class Probes(nn.Module):
             return x[:, x.shape[1] - grid[0] * grid[1] * grid[2] :].unflatten(1, grid)
 
         meant = self.place(tokens(self.place_after)).unflatten(-1, (2, 2))
-        meant = meant.transpose(3, 4).flatten(4, 5).flatten(2, 3)  # [B, F, h, w]
-        error = F.binary_cross_entropy_with_logits(meant, batch.mask[:, 0], reduction="none")
-        weight = weight[:, 0]
-        place = ((error * weight).mean((1, 2, 3)) / weight.mean((1, 2, 3))).mean()
+        meant = meant.transpose(3, 4).flatten(4, 5).flatten(2, 3).unsqueeze(1)  # [B, 1, F, h, w]
+        error = F.binary_cross_entropy_with_logits(meant, batch.mask, reduction="none")
+        place = weighted_mean(error, weight)
 
         known = batch.shapes >= 0
         share = F.one_hot(batch.shapes.clamp(min=0), len(SHAPES)) * known.unsqueeze(-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from liveedit.config import StreamConfig
-from liveedit.distill.batches import Batch
+from liveedit.distill.batches import Batch, weighted_mean
 from liveedit.distill.presets import LossWeight, PhaseConfig, TrainConfig
 from liveedit.distill.probes import Probes
 from liveedit.models.block_mask import BlockCausal, Rule, TeacherForcing, attention_mask
@@ -147,7 +147,7 @@ def edit_error(squared: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
     if config.channel_weights:
         channels = squared.new_tensor(config.channel_weights).view(1, -1, 1, 1, 1)
         squared = squared * (channels / channels.mean())
-    return ((squared * weight).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))).mean()
+    return weighted_mean(squared, weight)
 
 
 @torch.no_grad()
@@ -242,7 +242,7 @@ def flow_loss(
     wanted = (noisy - batch.target) / sigma
     if push is not None:
         wanted = wanted + push(noisy, timestep)
-    inner: list[Tensor] | None = None if probes is None else []
+    inner: list[Tensor] = []
     velocity_error = (velocity(noisy, timestep, inner) - wanted).square()
     error = velocity_error
     if config.loss_weight != "flat":
@@ -253,7 +253,7 @@ def flow_loss(
         error = error * sigma.square() * 4.0
     loss = edit_error(error, batch, config)
     log = inside_outside((velocity_error * sigma.square()).detach(), batch)
-    if probes is not None and inner is not None:
+    if probes is not None:
         place, shape = probes.losses(inner, batch, edit_weight(batch, config))
         loss = loss + config.place_weight * place + config.shape_weight * shape
         log |= {"place": float(place.detach()), "shape": float(shape.detach())}

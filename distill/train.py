@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from liveedit.config import from_dict, to_dict
 from liveedit.distill.batches import Batch
 from liveedit.distill.dmd_trainer import DmdTrainer
 from liveedit.distill.editor import by_part, joined, load_mean_weights, weights_of
 from liveedit.distill.encode import load_codec
-from liveedit.distill.learner import Learner
 from liveedit.distill.loop import run
 from liveedit.distill.pairs import read_pairs
 from liveedit.distill.pictures import Pictures
@@ -49,22 +47,10 @@ class FlowTrainer(Trainer):
         self.teacher = self._guide(teacher) if teacher or config.guidance else None
         self.editor = self.new_editor()
         self.editor.train_text(config.train_text)
-        self.learner = self._learner(self.editor, config.ema)
+        self.learner = self.new_learner(self.editor, config.lr, config.ema)
         wanted = config.place_weight or config.shape_weight
         self.probes = Probes(self.model.dit).to(self.processes.device) if wanted else None
-        self.prober = self._learner(self.probes) if self.probes else None
-
-    def _learner(self, module: nn.Module, ema: float = 0.0) -> Learner:
-        config = self.config
-        return Learner(
-            module,
-            self.processes,
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            clip_norm=config.clip_norm,
-            ema=ema,
-        )
+        self.prober = self.new_learner(self.probes, config.lr) if self.probes else None
 
     def _guide(self, path: Path | None) -> Teacher:
         config = self.config
@@ -88,9 +74,9 @@ class FlowTrainer(Trainer):
         own = self.learner.state()
         weights, mean = own.pop("weights"), own.pop("ema")
         taught = self.teacher.state() if self.teacher else {}
-        if self.prober:
-            taught = {**taught, "probes": self.prober.state()}
-        return {**super().state(), **own, **by_part(weights), "ema": by_part(mean), **taught}
+        probes = {"probes": self.prober.state()} if self.prober else {}
+        state = {**super().state(), **own, **by_part(weights), "ema": by_part(mean)}
+        return {**state, **taught, **probes}
 
     def load(self, state: dict[str, Any]) -> None:
         if self.teacher:

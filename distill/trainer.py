@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from liveedit.config import named_config, to_dict
 from liveedit.distill.batches import Batch, draw_batch
@@ -22,6 +22,7 @@ from liveedit.distill.checkpoint import (
 )
 from liveedit.distill.editor import Editor
 from liveedit.distill.latents import LatentScene, SceneFolder, scene_names
+from liveedit.distill.learner import Learner
 from liveedit.distill.parallel import Processes, shard
 from liveedit.distill.presets import TrainConfig
 from liveedit.distill.text_cache import TextCache
@@ -89,6 +90,23 @@ class Trainer:
             if editor.text is not None:
                 shard(editor.text, (), config.precision)
         return editor.to_empty(device=self.processes.device) if config.cached_text else editor
+
+    def new_learner(self, module: nn.Module, lr: float, ema: float = 0.0) -> Learner:
+        """What updates a network of this run.
+
+        Args:
+            ema: decay of its running mean; 0 keeps none.
+        """
+        config = self.config
+        return Learner(
+            module,
+            self.processes,
+            lr=lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            ema=ema,
+        )
 
     # Data.
 
