@@ -26,6 +26,7 @@ from liveedit.distill.stages import (
     clip_velocity,
     edit_error,
     flow_loss,
+    guided_region,
     inside_outside,
     stage_mask,
 )
@@ -247,7 +248,8 @@ class DmdTrainer(Trainer):
         if not dmd.guidance:
             return real
         negative = [dmd.negative_prompt] * len(batch.prompts)
-        return guided(real, self._score(dit, negative, batch, generated), dmd.guidance)
+        where = guided_region(batch) if dmd.guide == "edit" else 1.0
+        return guided(real, self._score(dit, negative, batch, generated), dmd.guidance, where)
 
     def _fake(self, batch: Batch, generated: Tensor) -> Velocity:
         return self._score(self.critic_dit, batch.prompts, batch, generated)

@@ -28,13 +28,23 @@ def full_attention(dit: CausalWanDiT, text_embeds: Tensor, source: Tensor) -> Ve
     return velocity
 
 
-def guided(velocity: Velocity, unconditional: Velocity | None, guidance: float) -> Velocity:
-    """c + guidance * (c - u): the scale that other texts call 1 + guidance."""
+def guided(
+    velocity: Velocity,
+    unconditional: Velocity | None,
+    guidance: float,
+    where: Tensor | float = 1.0,
+) -> Velocity:
+    """c + guidance * (c - u): the scale that other texts call 1 + guidance.
+
+    Args:
+        where: share of the guidance in each place, broadcast to the velocity.
+    """
     if unconditional is None or guidance == 0:
         return velocity
 
     def both(noisy: Tensor, timestep: Tensor) -> Tensor:
         conditional = velocity(noisy, timestep)
-        return conditional + guidance * (conditional - unconditional(noisy, timestep))
+        away = conditional - unconditional(noisy, timestep)
+        return conditional + guidance * where * away
 
     return both

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from liveedit.config import StreamConfig
 from liveedit.distill.batches import Batch, weighted_mean
@@ -133,13 +134,20 @@ def edit_weight(batch: Batch, config: TrainConfig) -> Tensor:
     """How much each latent cell counts, [B, 1, F, h, w].
 
     An object that another instruction would have meant counts as the edited one does: were it
-    lighter, to change both would cost less than to choose.
+    lighter, to change both would cost less than to choose. Cells around count by ``surround``: an
+    edit that is unsure of its border would rather spread than stop short.
     """
-    return 1 + config.edit_weight * batch.contested
+    weight = batch.contested
+    if config.surround:
+        cells = weight[:, 0]
+        for size, share in ((3, config.surround), (5, config.surround / 2)):
+            near = functional.max_pool2d(cells, size, stride=1, padding=size // 2)
+            weight = torch.maximum(weight, share * near.unsqueeze(1))
+    return 1 + config.edit_weight * weight
 
 
 def edit_error(squared: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
-    """Mean of squared latent errors [B, C, F, h, w] under `edit_weight`.
+    """Mean of squared latent errors [B, C, F, h, w], or pseudo-Huber, under `edit_weight`.
 
     Each clip counts alike, whatever the size of its edit.
     """
@@ -147,6 +155,8 @@ def edit_error(squared: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
     if config.channel_weights:
         channels = squared.new_tensor(config.channel_weights).view(1, -1, 1, 1, 1)
         squared = squared * (channels / channels.mean())
+    if c := config.pseudo_huber:
+        squared = (squared.mean(1, keepdim=True) + c * c).sqrt() - c
     return weighted_mean(squared, weight)
 
 
@@ -164,21 +174,29 @@ def inside_outside(x0_error: Tensor, batch: Batch) -> dict[str, float]:
 Push = Callable[[Tensor, Tensor], Tensor]
 
 
+def guided_region(batch: Batch) -> Tensor:
+    """Where a teacher may be guided without harm, [B, 1, F, h, w]: inside of a local edit.
+
+    Outside of it, and where the whole picture changes, there is nothing to find, and an overshoot
+    would only cost.
+    """
+    everywhere = batch.mask.mean((1, 2, 3, 4), keepdim=True) > 0.9
+    return batch.mask * ~everywhere
+
+
 def guidance_push(
     dit: CausalWanDiT, text_embeds: Tensor, no_words: Tensor, batch: Batch, guidance: float
 ) -> Push:
-    """What guidance adds to a teacher's velocities, g (c - u), inside of the edit.
+    """What guidance adds to a teacher's velocities, g (c - u), in the `guided_region`.
 
-    A student that learns velocities with it needs no second call. Outside of the edit, and where
-    the whole picture changes, there is nothing to find, and an overshoot would only cost.
+    A student that learns velocities with it needs no second call.
 
     Args:
         dit: a foundation model that has seen clips without words.
         text_embeds, no_words: [B, text_len, text_dim], its own.
         batch: clips of one noise level each.
     """
-    everywhere = batch.mask.mean((1, 2, 3, 4), keepdim=True) > 0.9
-    where = guidance * batch.mask * ~everywhere
+    where = guidance * guided_region(batch)
 
     @torch.no_grad()
     def push(noisy: Tensor, timestep: Tensor) -> Tensor:

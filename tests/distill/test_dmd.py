@@ -103,6 +103,8 @@ def test_guidance_is_counted_from_the_conditional() -> None:
     u: Velocity = lambda noisy, t: noisy - 1  # noqa: E731
     x, t = torch.zeros(2, 3), torch.ones(2)
     assert torch.equal(guided(c, u, 3.0)(x, t), torch.full((2, 3), 7.0))
+    where = torch.tensor([0.0, 0.5, 1.0])
+    assert guided(c, u, 3.0, where)(x, t)[0].tolist() == [1, 4, 7]
     assert guided(c, None, 3.0) is c
     assert guided(c, u, 0.0) is c
 

@@ -18,7 +18,7 @@ from liveedit.distill.dmd_trainer import DmdTrainer
 from liveedit.distill.edits import Scene
 from liveedit.distill.latents import LatentScene, code_scene
 from liveedit.distill.presets import DmdConfig, PhaseConfig, Stage, TrainConfig
-from liveedit.distill.stages import Draws
+from liveedit.distill.stages import Draws, guided_region
 from liveedit.errors import CheckpointError, UsageError
 from liveedit.models.patch_codec import PatchCodec
 
@@ -169,6 +169,23 @@ def test_a_causal_teacher_sees_the_students_own_past(
         assert torch.equal(score(later, t)[:, :, 0], base[:, :, 0])  # no look ahead
         bidirectional = trainer._real(batch, generated)
         assert not torch.equal(bidirectional(later, t)[:, :, 0], bidirectional(noisy, t)[:, :, 0])
+
+
+def test_a_guide_of_the_edit_leaves_the_background_alone(start: Start) -> None:
+    trainer = start()
+    (batch,) = trainer.draw()
+    inside = guided_region(batch)
+    noisy, t = torch.randn(batch.target.shape), torch.full((2,), 500.0)
+    scores = {}
+    for g, guide in ((0.0, "edit"), (2.0, "everywhere"), (2.0, "edit")):
+        dmd = replace(DMD.dmd, guidance=g, guide=guide)
+        trainer.config = replace(DMD, dmd=dmd)
+        with torch.no_grad():
+            scores[g, guide] = trainer._real(batch, batch.source)(noisy, t)
+    plain, everywhere, edit = scores.values()
+    assert 0 < float(inside.mean()) < 1
+    assert not torch.allclose(plain, everywhere)
+    torch.testing.assert_close(edit, plain + inside * (everywhere - plain))
 
 
 def test_wrong_starts_are_named(

@@ -14,9 +14,9 @@ from small_runs import CONFIG, MODEL, STREAM, random_scenes
 from liveedit.distill.batches import Batch, draw_batch, rivals
 from liveedit.distill.latents import SceneFolder, scene_names
 from liveedit.distill.objects import SHAPES
-from liveedit.distill.presets import PhaseConfig
+from liveedit.distill.presets import PhaseConfig, TrainConfig
 from liveedit.distill.probes import Probes
-from liveedit.distill.stages import edit_error, flow_loss
+from liveedit.distill.stages import edit_error, edit_weight, flow_loss
 from liveedit.distill.train import FlowTrainer
 from liveedit.errors import UsageError
 from liveedit.models.dit import CausalWanDiT
@@ -63,6 +63,38 @@ def test_a_rival_counts_as_the_edit_does(batch: Batch) -> None:
 
     assert loss(0) == pytest.approx(loss(1))
     assert loss(0) == pytest.approx((1 + CONFIG.edit_weight) * loss(2))
+
+
+def test_cells_around_an_edit_count_by_the_surround(batch: Batch) -> None:
+    batch.contested.zero_()
+    batch.contested[:, :, 0, 0, 0] = 1.0
+    weight = edit_weight(batch, replace(CONFIG, edit_weight=8.0, surround=0.5))
+    assert weight[0, 0, 0, 0, :4].tolist() == [9, 5, 3, 1]
+    assert weight[0, 0, 0, :4, 0].tolist() == [9, 5, 3, 1]
+    assert float(weight[0, 0, 1:].max()) == 1, "other frames do not count"
+    with pytest.raises(UsageError, match=r"surround must be between 0 and 1, got -0\.1"):
+        replace(CONFIG, surround=-0.1)
+
+
+def test_a_pseudo_huber_loss_decides_where_a_square_hedges(batch: Batch) -> None:
+    """One clip of three shows the edit: a mean takes a third of it, a median none."""
+    target = torch.zeros_like(batch.target)
+    target[0] = 1.0
+    batch.contested.fill_(1.0)
+    guess = torch.full_like(target[:1], 0.5).requires_grad_()
+    step = torch.optim.SGD([guess], lr=1.0)
+
+    def settle(config: TrainConfig) -> float:
+        for _ in range(300):
+            step.zero_grad()
+            (guess.numel() * edit_error((guess - target).square(), batch, config) / 10).backward()
+            step.step()
+        return float(guess.detach().mean())
+
+    assert settle(replace(CONFIG, channel_weights=())) == pytest.approx(1 / 3, abs=0.01)
+    assert settle(replace(CONFIG, channel_weights=(), pseudo_huber=0.01)) < 0.05
+    with pytest.raises(UsageError, match="pseudo_huber must not be negative"):
+        replace(CONFIG, pseudo_huber=-1.0)
 
 
 def test_a_blind_probe_loses_what_chance_does(batch: Batch) -> None:
