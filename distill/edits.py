@@ -67,6 +67,10 @@ class SceneConfig:
     # Of the scenes with objects, those in which only the shape tells two or three of one colour
     # apart. It is black or white in half of them: most footage has much of both.
     lookalike_share: float = 0.0
+    # Of the others, those in which a recolour takes the colour of another object wherever its split
+    # has that recolour: only the order of the words tells which is meant. In half of them all
+    # objects have one shape.
+    swap_share: float = 0.0
     split: Split = "train"
 
 
@@ -139,13 +143,17 @@ class _ObjectScene:
         common = COLOURS[int(rng.integers(len(COLOURS)))] if self.alike else ""
         if self.alike and rng.random() < 0.5:
             common = ("black", "white")[int(rng.integers(2))]
-        count = int(rng.choice([1, 2, 3], p=[0.0, 0.6, 0.4] if self.alike else [0.35, 0.4, 0.25]))
+        self.swaps = not self.alike and config.swap_share > 0 and rng.random() < config.swap_share
+        twin = SHAPES[int(rng.integers(len(SHAPES)))] if self.swaps and rng.random() < 0.5 else ""
+        several = self.alike or self.swaps
+        count = int(rng.choice([1, 2, 3], p=[0.0, 0.6, 0.4] if several else [0.35, 0.4, 0.25]))
         unit = config.height_px / 128.0
         self.things: list[_Thing] = []
         for i in range(count):
             shape = "box" if rng.random() < 0.28 else SHAPES[int(rng.integers(len(SHAPES)))]
             while self.alike and any(t.shape == shape for t in self.things):
                 shape = SHAPES[int(rng.integers(len(SHAPES)))]
+            shape = twin or shape
             colour = common or COLOURS[int(rng.integers(len(COLOURS)))]
             if any(t.shape == shape and t.colour == colour for t in self.things):
                 continue
@@ -227,6 +235,8 @@ class _ObjectScene:
         ]
         if not options:
             return None
+        if self.swaps:
+            options = [t.colour for t in self.things if t.colour in options] or options
         new = options[int(rng.integers(len(options)))]
         words = phrases.pick(rng, phrases.RECOLOUR).format(thing=self._named(i), colour=new)
         changed = (me.layer, jittered_rgb(new, np.random.default_rng(0)))

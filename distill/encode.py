@@ -58,6 +58,9 @@ def main() -> int:
     parser.add_argument(
         "--lookalikes", type=float, default=0.0, help="share of scenes told apart by shape alone"
     )
+    parser.add_argument(
+        "--swaps", type=float, default=0.0, help="share of scenes told apart by word order alone"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -68,6 +71,7 @@ def main() -> int:
         width_px=stream.width_px,
         edits_per_scene=options.edits,
         lookalike_share=options.lookalikes,
+        swap_share=options.swaps,
     )
     codec = load_codec(options.codec, options.model, encoder_only=True)
     footage = real_footage(options.sources, "train", stream.height_px, stream.width_px)

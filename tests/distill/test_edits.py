@@ -83,6 +83,24 @@ def test_lookalikes_are_named_by_their_shape(footage: Footage) -> None:
     assert 20 < colourless < 70
 
 
+def test_swaps_take_the_colour_of_another_object(footage: Footage) -> None:
+    config = replace(SMALL, num_frames=2, band_share=0.0, swap_share=1.0)
+    taken = recolours = one_shape = scenes = 0
+    for seed in range(60):
+        edits = [e for e in make_scene(seed, footage, config).edits if e.shape]
+        colours = {e.colour for e in edits}
+        if len(colours) > 1:
+            scenes += 1
+            one_shape += len({e.shape for e in edits}) == 1
+        for edit in edits:
+            if edit.kind == "recolour" and len(colours) > 1:
+                recolours += 1
+                taken += edit.new_colour in colours
+    assert recolours > 50
+    assert taken / recolours > 0.7, "the rest would be held out, or takes an unseen object's colour"
+    assert 0.3 < one_shape / scenes < 0.8
+
+
 def test_held_out_share_is_about_one_eighth() -> None:
     triples = [(s, a, b) for s in SHAPES for a in COLOURS for b in COLOURS if a != b]
     share = np.mean([held_out(*t) for t in triples])
