@@ -100,8 +100,9 @@ class TrainConfig:
     warmup_steps: int = 100
     clip_norm: float = 1.0
     ema: float = 0.998
-    edit_weight: float = 4.0  # extra loss where this edit is, or another one of the scene would be
-    surround: float = 0.0  # share of edit_weight on the cells around, and half of it on the next
+    edit_weight: float = 4.0  # extra loss where this edit is
+    rival: float = 1.0  # share of it where another edit of the scene would be
+    surround: float = 0.0  # share of a rival's on the cells around either, half of it on the next
     # c of the pseudo-Huber loss sqrt(e^2 + c^2) - c of a latent cell's error e; 0: e^2. A mean
     # hedges where it is unsure what is meant, and half an edit is neither; a median decides.
     pseudo_huber: float = 0.0
@@ -148,8 +149,9 @@ class TrainConfig:
             raise UsageError(f"guidance is of stage causal, this is {self.stage}")
         if self.pseudo_huber < 0:
             raise UsageError(f"pseudo_huber must not be negative, got {self.pseudo_huber}")
-        if not 0 <= self.surround <= 1:
-            raise UsageError(f"surround must be between 0 and 1, got {self.surround}")
+        for name in ("rival", "surround"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if (self.place_weight or self.shape_weight) and self.stage == "dmd":
             raise UsageError("place_weight and shape_weight are of stages foundation and causal")
         if self.cached_text and self.train_text:
@@ -241,7 +243,8 @@ def _tiny_causal() -> TrainConfig:
         seed=18,
         lr=high,
         warmup_steps=50,
-        edit_weight=9.0,
+        edit_weight=13.5,
+        rival=2 / 3,
         surround=0.5,
         pseudo_huber=0.1,
         place_weight=0.15,
@@ -266,6 +269,7 @@ def _tiny_causal_guided() -> TrainConfig:
         warmup_steps=30,
         ema=0.995,
         edit_weight=10.0,
+        rival=1.0,
         guidance=0.7,
         phases=_cycles(20, 18, _falling(high, 1e-5, held=0.3), on_policy=0.3),
     )

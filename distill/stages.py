@@ -133,9 +133,9 @@ def clip_velocity(
 def edit_weight(batch: Batch, config: TrainConfig) -> Tensor:
     """How much each latent cell counts, [B, 1, F, h, w].
 
-    An object that another instruction would have meant counts as the edited one does: were it
-    lighter, to change both would cost less than to choose. Cells around count by ``surround``: an
-    edit that is unsure of its border would rather spread than stop short.
+    An object that another instruction would have meant, a ``rival``, counts much as the edited one
+    does: were it far lighter, to change both would cost less than to choose. Cells around count by
+    ``surround``: an edit that is unsure of its border would rather spread than stop short.
     """
     weight = batch.contested
     if config.surround:
@@ -143,7 +143,7 @@ def edit_weight(batch: Batch, config: TrainConfig) -> Tensor:
         for size, share in ((3, config.surround), (5, config.surround / 2)):
             near = functional.max_pool2d(cells, size, stride=1, padding=size // 2)
             weight = torch.maximum(weight, share * near.unsqueeze(1))
-    return 1 + config.edit_weight * weight
+    return 1 + config.edit_weight * torch.maximum(batch.mask, config.rival * weight)
 
 
 def edit_error(squared: Tensor, batch: Batch, config: TrainConfig) -> Tensor:

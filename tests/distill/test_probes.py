@@ -63,9 +63,12 @@ def test_a_rival_counts_as_the_edit_does(batch: Batch) -> None:
 
     assert loss(0) == pytest.approx(loss(1))
     assert loss(0) == pytest.approx((1 + CONFIG.edit_weight) * loss(2))
+    lighter = edit_weight(batch, replace(CONFIG, edit_weight=8.0, rival=0.5, surround=0.5))
+    assert lighter[0, 0, 0, 0].tolist() == [9, 5, 3, 2]
 
 
 def test_cells_around_an_edit_count_by_the_surround(batch: Batch) -> None:
+    batch.mask.zero_()
     batch.contested.zero_()
     batch.contested[:, :, 0, 0, 0] = 1.0
     weight = edit_weight(batch, replace(CONFIG, edit_weight=8.0, surround=0.5))
