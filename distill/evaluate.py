@@ -39,9 +39,11 @@ class Case:
     edit: Edit
 
 
-def held_out_cases(footage: Footage, config: SceneConfig, count: int) -> Iterator[Case]:
-    """The edits of the first ``count`` scenes, always the same ones."""
-    for seed in range(count):
+def held_out_cases(
+    footage: Footage, config: SceneConfig, count: int, first: int = 0
+) -> Iterator[Case]:
+    """The edits of ``count`` scenes from number ``first`` on, always the same ones."""
+    for seed in range(first, first + count):
         scene = make_scene(seed, footage, config)
         for edit in scene.edits:
             yield Case(seed, scene.source, edit)
@@ -125,6 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     parser.add_argument("--scenes", type=int, default=40)
+    parser.add_argument("--first", type=int, default=0, help="number of the first scene")
     parser.add_argument("--num-frames", type=int, default=24, help="a multiple of 12")
     parser.add_argument("--batch", type=int, default=8, help="clips that are edited together")
     parser.add_argument(
@@ -147,7 +150,7 @@ def main() -> int:
     )
     config = scene_config(sampler, options.num_frames)
     footage = real_footage(options.sources, "held_out", config.height_px, config.width_px)
-    cases = held_out_cases(footage, config, options.scenes)
+    cases = held_out_cases(footage, config, options.scenes, options.first)
     judged = judge_all(sampler, cases, options.batch, options.max_seconds)
     options.out.mkdir(parents=True, exist_ok=True)
     calls, clip_calls = sampler.calls_per_frame, sampler.calls(options.num_frames // 4)
@@ -159,6 +162,7 @@ def main() -> int:
         "split": "held_out",
         "num_video_frames": options.num_frames,
         "scenes": len({row["scene"] for row in judged.rows}),
+        "first_scene": options.first,
         "batch": options.batch,
         "threads": options.threads,
     }

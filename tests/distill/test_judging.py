@@ -17,11 +17,12 @@ from liveedit.distill import compare, judged_record
 from liveedit.distill.cache_cost import laid_over
 from liveedit.distill.drift import judge_chunks, there_and_back
 from liveedit.distill.editor import Editor
-from liveedit.distill.edits import Scene
-from liveedit.distill.evaluate import Case, judge_all
+from liveedit.distill.edits import Scene, SceneConfig
+from liveedit.distill.evaluate import Case, held_out_cases, judge_all
 from liveedit.distill.guidance import full_attention
 from liveedit.distill.rollout import whole_clip_edit
 from liveedit.distill.samplers import Sampler, seeded
+from liveedit.distill.scenes import Footage
 from liveedit.distill.tokenizer import train_tokenizer
 from liveedit.errors import UsageError
 from liveedit.models.patch_codec import PatchCodec
@@ -46,6 +47,16 @@ def sampler(editor: Editor, **options: Any) -> Sampler:
 @pytest.fixture(scope="module")
 def cases(squares: list[Scene]) -> list[Case]:
     return [Case(n, scene.source, scene.edits[0]) for n, scene in enumerate(squares)]
+
+
+def test_fresh_scenes_continue_the_first_ones(footage: Footage) -> None:
+    config = SceneConfig(num_frames=4, height_px=48, width_px=64, split="held_out")
+    through = list(held_out_cases(footage, config, 4))
+    parted = [*held_out_cases(footage, config, 1), *held_out_cases(footage, config, 3, first=1)]
+    assert {case.scene for case in parted} == {0, 1, 2, 3}
+    for a, b in zip(through, parted, strict=True):
+        assert (a.scene, a.edit.instruction) == (b.scene, b.edit.instruction)
+        assert np.array_equal(a.source, b.source)
 
 
 @pytest.mark.parametrize("method", ["stream", "whole"])
