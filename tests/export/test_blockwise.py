@@ -9,24 +9,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from noise_clips import noise_clips
 
 from liveedit.bundle import read_manifest
 from liveedit.errors import BackendError
 from liveedit.export import blockwise
 from liveedit.export.blockwise import calibrate_blocks
 from liveedit.export.calibration import calibrate, load_statistics, save_statistics
-from liveedit.export.graph_trial import Clip, load_step
+from liveedit.export.graph_trial import load_step
 from liveedit.export.stages import Stage, cut
 from liveedit.export.weights import half_storage
-
-
-def clips(*lengths: int) -> list[Clip]:
-    rng = np.random.default_rng(5)
-    out = []
-    for i, frames in enumerate(lengths):
-        small = rng.integers(0, 256, (frames, 6, 8, 3), dtype=np.uint8)
-        out.append(Clip(f"clip {i}", small.repeat(8, 1).repeat(8, 2), f"turn it red {i}"))
-    return out
 
 
 @pytest.mark.parametrize("halved", [False, True])
@@ -52,7 +44,7 @@ def test_statistics_equal_those_of_the_whole_model(micro_bundle: Path, tmp_path:
 
     ONNX Runtime fuses an addition with the norm behind it unless a cut lies between them.
     """
-    manifest, data, shown = read_manifest(micro_bundle), clips(48, 24), []
+    manifest, data, shown = read_manifest(micro_bundle), noise_clips(48, 24), []
     whole = calibrate(micro_bundle, manifest, "fp32", data, threads=1)
     parts = calibrate_blocks(
         micro_bundle, manifest, "fp32", data, side_by_side=3, threads=1, progress=shown.append
@@ -75,7 +67,7 @@ def test_a_stream_that_fails_ends_the_others(
     micro_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = read_manifest(micro_bundle)
-    data = clips(48, 48)
+    data = noise_clips(48, 48)
     data[1] = replace(data[1], prompt="")
     with pytest.raises(Exception, match="prompt"):
         calibrate_blocks(micro_bundle, manifest, "fp32", data, side_by_side=4, threads=1)
@@ -87,4 +79,4 @@ def test_a_stream_that_fails_ends_the_others(
 
     monkeypatch.setattr(blockwise, "cut", broken)
     with pytest.raises(BackendError, match="cannot run part 2 of text_encoder"):
-        calibrate_blocks(micro_bundle, manifest, "fp32", clips(48), threads=1)
+        calibrate_blocks(micro_bundle, manifest, "fp32", noise_clips(48), threads=1)

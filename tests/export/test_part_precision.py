@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from micro import MICRO_STREAM, MICRO_WAN
+from noise_clips import noise_clips
 
 from liveedit.bundle import read_manifest, verify_file, write_manifest
 from liveedit.cli import main
@@ -45,14 +46,6 @@ def folder(make_clip: MakeClip, tmp_path: Path) -> Path:
         make_clip(name, frames=24)
     (tmp_path / "prompts.txt").write_text("turn it red\n")
     return tmp_path
-
-
-def clips(count: int = 2, frames: int = 17) -> list[Clip]:
-    rng = np.random.default_rng(5)
-    small = rng.integers(0, 256, (count, frames, 6, 8, 3), dtype=np.uint8)
-    return [
-        Clip(f"clip {i}", s.repeat(8, 1).repeat(8, 2), "turn it red") for i, s in enumerate(small)
-    ]
 
 
 def test_the_command_quantises_both_and_the_stream_runs(
@@ -105,7 +98,7 @@ def test_only_residual_convolutions_read_eight_bits(bundle: Path) -> None:
     names = residual_convolutions(model)
     assert len(names) == 20
     assert all(n.endswith((".residual.2", ".residual.6")) for n in names)
-    data, around = clips(), sorted(bundle.parent.iterdir())
+    data, around = noise_clips(17, 17), sorted(bundle.parent.iterdir())
 
     def slower(copy: Path, base: str, quantised: str) -> Speed:
         graphs = read_manifest(copy).graphs
@@ -132,7 +125,7 @@ def test_only_residual_convolutions_read_eight_bits(bundle: Path) -> None:
 def test_what_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from liveedit.export import part_precision
 
-    data, before = clips(), (bundle / "bundle.json").read_bytes()
+    data, before = noise_clips(17, 17), (bundle / "bundle.json").read_bytes()
     good = part_precision.quantise_convolutions
 
     def bad(model: ir.Model, amax: dict[str, float], form: object) -> int:

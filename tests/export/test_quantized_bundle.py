@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from noise_clips import noise_clips
 
 from liveedit.bundle import read_manifest, verify_file, write_manifest
 from liveedit.cli import main
@@ -46,15 +47,6 @@ def folder(make_clip: MakeClip, tmp_path: Path) -> Path:
         make_clip(name, frames=48)
     (tmp_path / "prompts.txt").write_text("turn it red\n\nmake it blue\n")
     return tmp_path
-
-
-def clips(count: int = 2, frames: int = 48) -> list[Clip]:
-    rng = np.random.default_rng(5)
-    out = []
-    for i in range(count):
-        small = rng.integers(0, 256, (frames, 6, 8, 3), dtype=np.uint8)
-        out.append(Clip(f"clip {i}", small.repeat(8, 1).repeat(8, 2), "turn it red"))
-    return out
 
 
 def test_the_command_writes_a_precision_that_runs(
@@ -130,7 +122,7 @@ def test_a_bad_scale_is_refused_and_only_force_writes_it(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, good = read_manifest(bundle), quantized_bundle.search
-    data = clips()
+    data = noise_clips(48, 48)
     statistics = calibrate(bundle, manifest, "fp32", data[:1], threads=1)
 
     def bad(*arguments: object) -> dict[str, SiteScale]:
@@ -139,7 +131,8 @@ def test_a_bad_scale_is_refused_and_only_force_writes_it(
 
     monkeypatch.setattr(quantized_bundle, "search", bad)
     arguments = (bundle, FORMATS["int8"], "fp32", statistics, data[:1], data[1:])
-    options = QuantizeOptions(threads=1)
+    # Between the bad scales, 30 dB on an untrained editor, and the good ones, which must pass.
+    options = QuantizeOptions(threads=1, limits=Limits(edited_db=38))
     before = (bundle / "bundle.json").read_bytes()
     with pytest.raises(RefusedError, match=r"nothing was written: clip 1.*differs.*--force"):
         quantize_bundle(*arguments, options)
@@ -148,6 +141,8 @@ def test_a_bad_scale_is_refused_and_only_force_writes_it(
     report = quantize_bundle(*arguments, replace(options, force=True))
     assert report.refused
     assert read_manifest(bundle).notes["int8.verdict"].startswith("refused, forced: clip 1")
+    monkeypatch.setattr(quantized_bundle, "search", good)
+    assert not quantize_bundle(*arguments, replace(options, overwrite=True)).refused
 
 
 class StubBench:
@@ -175,7 +170,7 @@ def test_the_search_leaves_out_what_hurts(limit: float, size: int) -> None:
 
 def test_statistics_are_of_one_model(bundle: Path, tmp_path: Path) -> None:
     manifest, path = read_manifest(bundle), tmp_path / "ranges.npz"
-    statistics = calibrate(bundle, manifest, "fp32", clips(1), threads=1)
+    statistics = calibrate(bundle, manifest, "fp32", noise_clips(48), threads=1)
     save_statistics(path, statistics)
     again = load_statistics(path, manifest, "fp32")
     assert again.origin == statistics.origin
@@ -206,15 +201,15 @@ def test_statistics_are_of_one_model(bundle: Path, tmp_path: Path) -> None:
 def test_calibration_sets_that_are_too_small(micro_bundle: Path, folder: Path) -> None:
     manifest = read_manifest(micro_bundle)
     with pytest.raises(UsageError, match=r"longest clip has 36 frames.* only after 48"):
-        calibrate(micro_bundle, manifest, "fp32", clips(1, frames=36))
-    whole = clips(1)[0]
+        calibrate(micro_bundle, manifest, "fp32", noise_clips(36))
+    whole = noise_clips(48)[0]
     half = replace(whole, frames=whole.frames[:, :, :32])
     with pytest.raises(UsageError, match=r"frames \[48, 32, 3\]; this bundle edits \[48, 64, 3\]"):
         calibrate(micro_bundle, manifest, "fp32", [half])
     with pytest.raises(UsageError, match="is empty"):
         calibrate(micro_bundle, manifest, "fp32", [])
     with pytest.raises(UsageError, match="1 clip, and one must be held out"):
-        split(clips(1))
+        split(noise_clips(48))
     found = read_folder(folder, manifest, 48)
     assert [(c.name, c.prompt, len(c.frames)) for c in found] == [
         ("a.mp4", "turn it red", 48),
