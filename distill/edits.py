@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +53,16 @@ class Scene:
     source: Bytes
     background: str
     edits: list[Edit]
+
+    def turned(self, *, mirrored: bool = False, backwards: bool = False) -> Scene:
+        """The same with left and right exchanged, or played backwards."""
+
+        def turn(frames: Bytes) -> Bytes:
+            step_t, step_w = (-1 if backwards else 1), (-1 if mirrored else 1)
+            return np.ascontiguousarray(frames[::step_t, :, ::step_w])
+
+        edits = [replace(e, target=turn(e.target), mask=turn(e.mask)) for e in self.edits]
+        return replace(self, source=turn(self.source), edits=edits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from liveedit.config import named_config
 from liveedit.distill.checkpoint import load_state
 from liveedit.distill.edits import SceneConfig
 from liveedit.distill.footage import real_footage
-from liveedit.distill.latents import fill_cache
+from liveedit.distill.latents import ALL_TURNS, AS_DRAWN, fill_cache
 from liveedit.errors import CheckpointError, UsageError
 from liveedit.models.patch_codec import PatchCodec
 
@@ -61,6 +61,11 @@ def main() -> int:
     parser.add_argument(
         "--swaps", type=float, default=0.0, help="share of scenes told apart by word order alone"
     )
+    parser.add_argument(
+        "--turned",
+        action="store_true",
+        help="each scene also mirrored, backwards, and both: four for little more than one",
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -76,8 +81,9 @@ def main() -> int:
     codec = load_codec(options.codec, options.model, encoder_only=True)
     footage = real_footage(options.sources, "train", stream.height_px, stream.width_px)
     seeds = range(options.first, options.first + options.count)
+    turns = ALL_TURNS if options.turned else AS_DRAWN
     started = time.monotonic()
-    for done, seed in enumerate(fill_cache(options.out, codec, footage, config, seeds), 1):
+    for done, seed in enumerate(fill_cache(options.out, codec, footage, config, seeds, turns), 1):
         if done % 20 == 0:
             print(f"scene {seed}: {(time.monotonic() - started) / done:.2f} s each", flush=True)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -19,6 +19,14 @@ from liveedit.distill.edits import Scene, SceneConfig, make_scene
 from liveedit.distill.scenes import Footage
 from liveedit.errors import UsageError
 from liveedit.models.patch_codec import PatchCodec
+
+# What is appended to the file name of a scene's versions.
+AS_DRAWN: dict[str, dict[str, bool]] = {"": {}}
+ALL_TURNS = AS_DRAWN | {
+    "-mirrored": {"mirrored": True},
+    "-backwards": {"backwards": True},
+    "-mirrored-backwards": {"mirrored": True, "backwards": True},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +116,25 @@ def load_scene(path: Path) -> LatentScene:
 
 
 def fill_cache(
-    folder: Path, codec: PatchCodec, footage: Footage, config: SceneConfig, seeds: Sequence[int]
+    folder: Path,
+    codec: PatchCodec,
+    footage: Footage,
+    config: SceneConfig,
+    seeds: Sequence[int],
+    turns: Mapping[str, Mapping[str, bool]] = AS_DRAWN,
 ) -> Iterator[int]:
     """Code every seed that the folder lacks; yields the seeds as they are done. Resumable."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        path = folder / f"{seed:07d}.npz"
-        if not path.exists():
-            save_scene(path, code_scene(codec, make_scene(seed, footage, config)))
+        missing = {
+            path: turn
+            for suffix, turn in turns.items()
+            if not (path := folder / f"{seed:07d}{suffix}.npz").exists()
+        }
+        if missing:
+            scene = make_scene(seed, footage, config)
+            for path, turn in missing.items():
+                save_scene(path, code_scene(codec, scene.turned(**turn)))
         yield seed
 
 

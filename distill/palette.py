@@ -36,8 +36,8 @@ def hsv_to_rgb(hue: Array, saturation: Array, value: Array) -> Array:
 def rgb_to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
     """RGB [..., 3] in [0, 1] -> hue in degrees [0, 360), saturation, value."""
     r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    value = rgb.max(-1)
-    chroma = value - rgb.min(-1)
+    value = np.maximum(np.maximum(r, g), b)  # numpy reduces an axis of three slowly
+    chroma = value - np.minimum(np.minimum(r, g), b)
     safe = np.maximum(chroma, 1e-6)
     hue = np.where(
         value == r, (g - b) / safe, np.where(value == g, 2.0 + (b - r) / safe, 4.0 + (r - g) / safe)

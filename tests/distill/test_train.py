@@ -16,19 +16,23 @@ from small_runs import CODEC, MODEL, STREAM
 from liveedit.config import from_dict, to_dict
 from liveedit.distill import train
 from liveedit.distill.batches import crop_start, draw_batch
-from liveedit.distill.edits import Scene
+from liveedit.distill.edits import Scene, SceneConfig, make_scene
 from liveedit.distill.latents import (
+    ALL_TURNS,
     LatentScene,
     code_scene,
+    fill_cache,
     latent_mask,
     load_scene,
     save_scene,
     scene_names,
+    to_tensor,
 )
 from liveedit.distill.loop import run
 from liveedit.distill.parallel import Processes
 from liveedit.distill.presets import PRESETS, PhaseConfig, TrainConfig, preset
 from liveedit.distill.rollout import from_generator, stream_edit
+from liveedit.distill.scenes import Footage
 from liveedit.distill.stages import flow_loss, stage_mask
 from liveedit.errors import CheckpointError, LiveEditError, UsageError
 from liveedit.models.dit import CausalWanDiT
@@ -60,6 +64,28 @@ def test_scenes_survive_the_disk(scenes: list[LatentScene], tmp_path: Path) -> N
     for name in ("source", "targets", "masks"):
         assert np.array_equal(getattr(again, name), getattr(scenes[0], name))
     assert [p.name for p in tmp_path.iterdir()] == ["0.npz"]
+
+
+def test_scenes_are_coded_from_all_sides(footage: Footage, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    codec, config = PatchCodec(CODEC), SceneConfig(num_frames=4, height_px=48, width_px=64)
+    assert list(fill_cache(tmp_path, codec, footage, config, range(2, 4))) == [2, 3]
+    plain = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(plain) == ["0000002.npz", "0000003.npz"]
+    assert list(fill_cache(tmp_path, codec, footage, config, range(2, 4), ALL_TURNS)) == [2, 3]
+    assert len(list(tmp_path.iterdir())) == 8
+    assert all((tmp_path / name).read_bytes() == data for name, data in plain.items())
+
+    scene = make_scene(2, footage, config)
+    steps = {"-backwards": (-1, 1), "-mirrored": (1, -1), "-mirrored-backwards": (-1, -1)}
+    for suffix, (frames, columns) in steps.items():
+        coded = load_scene(tmp_path / f"0000002{suffix}.npz")
+        assert [e["instruction"] for e in coded.edits] == [e.instruction for e in scene.edits]
+        for i, edit in enumerate(scene.edits):
+            target = edit.target[::frames, :, ::columns].copy()
+            expected = codec.encode(to_tensor(target))[0].detach().half().numpy()
+            assert np.array_equal(coded.targets[i], expected)
+            assert np.array_equal(coded.masks[i], latent_mask(edit.mask)[..., ::columns])
 
 
 def test_empty_cache_is_named(tmp_path: Path) -> None:
