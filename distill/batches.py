@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from liveedit.distill.latents import LatentScene
 from liveedit.distill.objects import SHAPES
+from liveedit.distill.palette import COLOURS
 from liveedit.distill.phrases import rephrase
 from liveedit.distill.presets import PhaseConfig, TrainConfig
 from liveedit.errors import UsageError
@@ -31,6 +32,7 @@ class Clips:
         contested: like mask; of this and of every other local edit of the scene.
         shapes: [B, F, h, w] int64, index in `objects.SHAPES` of an object that some edit recolours
             or removes, -1 elsewhere.
+        colours: [B, 2] int64, see `told_colours`.
         prompts: B instructions.
         names: B scenes, to name in messages.
         seeds: of each clip's own random numbers.
@@ -42,6 +44,7 @@ class Clips:
     mask: Tensor
     contested: Tensor
     shapes: Tensor
+    colours: Tensor
     prompts: list[str]
     names: list[str]
     seeds: list[int]
@@ -168,6 +171,7 @@ def _draw_clip(
         mask=torch.from_numpy(masks[n, None, None, :, :, columns]),
         contested=torch.from_numpy(contested[None, None, :, :, columns]),
         shapes=torch.from_numpy(shapes[None, :, :, columns]),
+        colours=torch.tensor([told_colours(scene.edits[n], words)]),
         prompts=[words],
         names=[scene.name],
         seeds=[seed],
@@ -194,6 +198,19 @@ def rivals(
         if edit["kind"] in ("recolour", "remove"):
             shapes[mask > 0.5] = SHAPES.index(edit["shape"])
     return contested, shapes
+
+
+def told_colours(edit: Mapping[str, str], words: str) -> tuple[int, int]:
+    """The colour that an instruction asks for, and the one by which it names the thing.
+
+    Index in `palette.COLOURS`, or its length where none is said; -1 for edits that have no thing.
+    """
+    if edit["kind"] == "global" or not words:
+        return -1, -1
+    new = edit["new_colour"] if edit["new_colour"] != edit["colour"] else ""
+    old = edit["colour"] if edit["colour"] in words.split() else ""
+    new_index, old_index = (COLOURS.index(name) if name else len(COLOURS) for name in (new, old))
+    return new_index, old_index
 
 
 def weighted_mean(error: Tensor, weight: Tensor) -> Tensor:

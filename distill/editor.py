@@ -31,6 +31,8 @@ class Editor(nn.Module):
         self.dit = CausalWanDiT(model.dit)
         self.text = UMT5Encoder(model.text) if texts is None else None
         self.texts = texts
+        if self.text is not None:
+            self.text.look_at_neighbours()
         # The first guess of every velocity is zero.
         nn.init.zeros_(self.dit.head.head.weight)
         if self.dit.head.head.bias is not None:

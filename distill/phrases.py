@@ -82,6 +82,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "ring": ("ring", "ring", "donut"),
     "cross": ("cross", "plus"),
 }
+ANYTHING = ("thing", "object", "one")
 
 
 def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
@@ -104,6 +105,12 @@ def region(rng: np.random.Generator, colour: str) -> str:
     return f"{colour} {extra}{noun}"
 
 
+def noun_of(rng: np.random.Generator, shape: str) -> str:
+    """A word for a shape, now and then behind one that means nothing."""
+    noun = pick(rng, SYNONYMS.get(shape, (shape,)))
+    return f"{invented(rng)} {noun}" if rng.random() < 0.04 else noun
+
+
 def thing(
     rng: np.random.Generator,
     colour: str,
@@ -118,12 +125,10 @@ def thing(
     Args:
         by_shape: share of names without a colour, where the shape is the only one of its kind.
     """
-    noun = pick(rng, SYNONYMS.get(shape, (shape,)))
-    if rng.random() < 0.04:
-        noun = f"{invented(rng)} {noun}"
+    noun = noun_of(rng, shape)
     roll = rng.random()
     if unique_colour and roll < 0.12:
-        return f"{colour} {pick(rng, ('thing', 'object', 'one'))}"
+        return f"{colour} {pick(rng, ANYTHING)}"
     if unique_shape and roll > 1 - by_shape:
         return noun
     return f"{colour} {noun}"
@@ -132,14 +137,17 @@ def thing(
 def rephrase(rng: np.random.Generator, edit: Mapping[str, str]) -> str:
     """Another instruction for the same edit of a coded scene, naming the object as surely.
 
-    An object that was named without its colour is the only one of its shape, and may be again.
-    Edits of footage and of the whole picture keep their words.
+    An object that was named without its colour is the only one of its shape, and may be again; one
+    that was named by its colour alone, the only one of it. Edits of footage and of the whole
+    picture keep their words.
     """
     templates = {"recolour": RECOLOUR, "remove": REMOVE}.get(edit["kind"])
     if templates is None:
         return edit["instruction"]
-    noun = pick(rng, SYNONYMS.get(edit["shape"], (edit["shape"],)))
-    by_colour = edit["colour"] in edit["instruction"].split()
+    words = set(edit["instruction"].split())
+    by_colour = edit["colour"] in words
+    alone = by_colour and not words.isdisjoint(ANYTHING) and rng.random() < 0.7
+    noun = pick(rng, ANYTHING) if alone else noun_of(rng, edit["shape"])
     name = f"{edit['colour']} {noun}" if by_colour or rng.random() < 0.4 else noun
     return pick(rng, templates).format(thing=name, colour=edit["new_colour"])
 

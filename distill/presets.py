@@ -107,9 +107,10 @@ class TrainConfig:
     # hedges where it is unsure what is meant, and half an edit is neither; a median decides.
     pseudo_huber: float = 0.0
     # Losses of linear readouts within the network (`distill/probes.py`), of stages ``foundation``
-    # and ``causal``: where the words mean, and which shape objects have.
+    # and ``causal``: where the words mean, which shape objects have, which colour the words want.
     place_weight: float = 0.0
     shape_weight: float = 0.0
+    words_weight: float = 0.0
     channel_weights: tuple[float, ...] = ()  # loss of each latent channel; empty: all alike
     step_share: float = 0.65  # timesteps drawn from the stream's own step list; the rest uniform
     first_step_share: float = 0.5  # of those, drawn at the first step of the list
@@ -152,13 +153,20 @@ class TrainConfig:
         for name in ("rival", "surround"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if (self.place_weight or self.shape_weight) and self.stage == "dmd":
-            raise UsageError("place_weight and shape_weight are of stages foundation and causal")
+        if self.probed and self.stage == "dmd":
+            raise UsageError(
+                "place_weight, shape_weight and words_weight are of stages foundation and causal"
+            )
         if self.cached_text and self.train_text:
             raise UsageError("cached_text needs train_text false: nothing trains what is cached")
         for name in ("save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def probed(self) -> bool:
+        """Whether some readout's loss counts."""
+        return bool(self.place_weight or self.shape_weight or self.words_weight)
 
     @property
     def total_steps(self) -> int:
@@ -223,6 +231,7 @@ def _tiny_foundation() -> TrainConfig:
         warmup_steps=200,
         step_share=0.8,
         first_step_share=0.75,
+        words_weight=0.05,
         rephrase=0.6,
         drop_prompt=0.08,
         save_every=100,
@@ -249,6 +258,7 @@ def _tiny_causal() -> TrainConfig:
         pseudo_huber=0.1,
         place_weight=0.15,
         shape_weight=0.03,
+        words_weight=0.05,
         step_share=0.8,
         rephrase=0.6,
         first_step_share=0.65,

@@ -1,22 +1,26 @@
-"""Linear readouts of a DiT's inner tokens: what their losses add to a run, and no editor keeps.
+"""Linear readouts of an editor's inside: what their losses add to a run, and no editor keeps.
 
-Telling a red cross from a red heart takes shapes, and the velocity alone teaches them slowly. These
-losses ask outright for the shape of things, and for where the words mean.
+Telling a red cross from a red heart takes shapes, and "the red ring white" from "the white ring
+red" the order of words: the velocity alone teaches them slowly. These losses ask outright for the
+shape of things, for where the words mean, and for which colour the words want.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liveedit.config import DiTConfig
 from liveedit.distill.batches import Batch, weighted_mean
 from liveedit.distill.objects import SHAPES
+from liveedit.distill.palette import COLOURS
 
 
 class Probes(nn.Module):
-    """Two readouts: which shape a token shows, in the middle of the network, and whether the words
-    mean what is at a latent cell, before its last block.
+    """Three readouts: which shape a token shows, in the middle of the network; whether the words
+    mean what is at a latent cell, before its last block; and of the text embeddings, which colour
+    they ask for and which the thing has.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -24,9 +28,10 @@ class Probes(nn.Module):
         self.shape_after, self.place_after = config.num_layers // 2, config.num_layers - 1
         self.shape = nn.Linear(config.dim, len(SHAPES))
         self.place = nn.Linear(config.dim, 4)  # a token is 2 x 2 cells
-        for readout in (self.shape, self.place):
-            nn.init.zeros_(readout.weight)
-            nn.init.zeros_(readout.bias)
+        self.asked = nn.Linear(config.text_dim, 2, bias=False)  # a softmax over words has no level
+        self.words = nn.Linear(config.text_dim, 2 * (len(COLOURS) + 1))
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
 
     def losses(self, inner: list[Tensor], batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropies of place and shape, means over clips; 0 for a clip without a known shape.
@@ -53,3 +58,19 @@ class Probes(nn.Module):
         said = self.shape(tokens(self.shape_after)).log_softmax(-1)
         lost = -(share * said).sum((1, 2, 3, 4)) / share.sum((1, 2, 3, 4)).clamp(min=1.0)
         return place, lost.mean()
+
+    def colours_lost(self, text_embeds: Tensor, colours: Tensor) -> Tensor:
+        """Mean cross-entropy of the two colours, each read with one softmax over the words; 0 for
+        an unknown one.
+
+        Args:
+            text_embeds: [B, text_len, text_dim], zero rows after each prompt.
+            colours: [B, 2] as in `Batch.colours`.
+        """
+        embeds = text_embeds.float()
+        padding = (embeds == 0).all(-1, keepdim=True)
+        share = self.asked(embeds).masked_fill(padding, torch.finfo(embeds.dtype).min).softmax(1)
+        read = self.words(embeds).unflatten(-1, (2, -1))  # [B, L, 2, names]
+        said = (share.unsqueeze(-1) * read).sum(1)
+        lost = F.cross_entropy(said.transpose(1, 2), colours.clamp(min=0), reduction="none")
+        return (lost * (colours >= 0)).mean()

@@ -273,6 +273,9 @@ def flow_loss(
     log = inside_outside((velocity_error * sigma.square()).detach(), batch)
     if probes is not None:
         place, shape = probes.losses(inner, batch, edit_weight(batch, config))
+        words = probes.colours_lost(text_embeds, batch.colours)
         loss = loss + config.place_weight * place + config.shape_weight * shape
-        log |= {"place": float(place.detach()), "shape": float(shape.detach())}
+        loss = loss + config.words_weight * words
+        lost = {"place": place, "shape": shape, "words": words}
+        log |= {name: float(value.detach()) for name, value in lost.items()}
     return loss, log

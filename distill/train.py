@@ -48,8 +48,7 @@ class FlowTrainer(Trainer):
         self.editor = self.new_editor()
         self.editor.train_text(config.train_text)
         self.learner = self.new_learner(self.editor, config.lr, config.ema)
-        wanted = config.place_weight or config.shape_weight
-        self.probes = Probes(self.model.dit).to(self.processes.device) if wanted else None
+        self.probes = Probes(self.model.dit).to(self.processes.device) if config.probed else None
         self.prober = self.new_learner(self.probes, config.lr) if self.probes else None
 
     def _guide(self, path: Path | None) -> Teacher:

@@ -19,7 +19,7 @@ from liveedit.distill.palette import (
     repaint,
     rgb_to_hsv,
 )
-from liveedit.distill.phrases import SYNONYMS, rephrase
+from liveedit.distill.phrases import ANYTHING, SYNONYMS, rephrase
 from liveedit.distill.scenes import Footage
 
 SMALL = SceneConfig(num_frames=5, height_px=48, width_px=64)
@@ -163,5 +163,9 @@ def test_rephrased_instructions_still_name_the_object_and_its_new_colour() -> No
         assert {"ball", "sphere"} & set(words.split())
     by_shape = [rephrase(rng, edit | {"instruction": "paint the ball blue"}) for _ in range(99)]
     assert 20 < sum("red" not in words.split() for words in by_shape) < 90
+    by_colour_alone = edit | {"instruction": "paint the red thing blue"}
+    told = [rephrase(rng, by_colour_alone) for _ in range(99)]
+    assert 40 < sum(not set(words.split()).isdisjoint(ANYTHING) for words in told) < 90
+    assert all("red" in words.split() for words in told)
     whole = {"kind": "global", "instruction": "make it sepia"}
     assert rephrase(rng, whole) == "make it sepia"

@@ -18,7 +18,7 @@ from liveedit.distill.train import FlowTrainer
 from liveedit.errors import UsageError
 
 STEPS = 8  # past the change of phase
-CONFIG = replace(PLAIN, place_weight=0.5, shape_weight=0.2)
+CONFIG = replace(PLAIN, place_weight=0.5, shape_weight=0.2, words_weight=0.2)
 SHARD = replace(CONFIG, parallel="shard", gradient_checkpointing=True)
 CONFIGS = {
     "replicate": CONFIG,
@@ -122,6 +122,7 @@ def test_any_division_trains_like_one_process(name: str, runs: Path) -> None:
     assert len(alone) > 100
     assert alone["/probes/weights/place.weight"].abs().max() > 0
     assert alone["/probes/weights/shape.weight"].abs().max() > 0
+    assert alone["/probes/weights/words.weight"].abs().max() > 0
     assert difference(alone, other) < 2e-3
     assert difference(load(runs / "bf16" / "latest.pt"), other) > 2e-3  # the bound means something
 

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import torch
 from small_runs import CONFIG, MODEL, STREAM, random_scenes
+from torch import Tensor
 
-from liveedit.distill.batches import Batch, draw_batch, rivals
+from liveedit.config import TINY
+from liveedit.distill.batches import Batch, draw_batch, rivals, told_colours
+from liveedit.distill.editor import Editor
 from liveedit.distill.latents import SceneFolder, scene_names
 from liveedit.distill.objects import SHAPES
+from liveedit.distill.palette import COLOURS
+from liveedit.distill.phrases import RECOLOUR, pick
 from liveedit.distill.presets import PhaseConfig, TrainConfig
 from liveedit.distill.probes import Probes
 from liveedit.distill.stages import edit_error, edit_weight, flow_loss
+from liveedit.distill.tokenizer import train_tokenizer
 from liveedit.distill.train import FlowTrainer
 from liveedit.errors import UsageError
 from liveedit.models.dit import CausalWanDiT
@@ -126,6 +132,73 @@ def test_a_probe_reads_the_clip_and_not_its_context(batch: Batch) -> None:
     even = torch.ones_like(batch.mask)
     assert probes.losses(inner, batch, even)[0] < 1e-6
     assert probes.losses([tokens.flip(1)] * MODEL.dit.num_layers, batch, even)[0] > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "new", "words", "expected"),
+    [
+        ("recolour", "white", "paint the red donut white", ("white", "red")),
+        ("recolour", "white", "the donut should be white", ("white", "")),
+        ("remove", "", "remove the red donut", ("", "red")),
+        ("replace", "red", "turn the red donut into a star", ("", "red")),
+        ("band", "white", "turn all red things white", ("white", "red")),
+        ("global", "", "make it black and white", None),
+        ("recolour", "white", "", None),
+    ],
+)
+def test_told_colours(kind: str, new: str, words: str, expected: tuple[str, str] | None) -> None:
+    edit = {"kind": kind, "colour": "red", "new_colour": new}
+    names = (*COLOURS, "")
+    indices = (-1, -1) if expected is None else tuple(names.index(name) for name in expected)
+    assert told_colours(edit, words) == indices
+
+
+def test_the_words_probe_reads_words_and_not_padding(batch: Batch) -> None:
+    embeds = torch.zeros(3, 12, MODEL.dit.text_dim)
+    embeds[:, 4, :2] = torch.tensor([5.0, 1.0])  # asks to be read, and says the second colour
+    embeds[:, 5, :1] = -5.0  # padding lies between the two
+    batch.colours[:] = torch.tensor([[1, -1], [1, -1], [-1, -1]])
+    probes = Probes(MODEL.dit)
+    names = len(COLOURS) + 1
+    blind = probes.colours_lost(embeds, batch.colours).detach()
+    assert float(blind) == pytest.approx(math.log(names) / 3)
+    with torch.no_grad():
+        probes.asked.weight[0, 0] = 10.0
+        probes.words.weight[1, 1] = 20.0
+        probes.words.bias[0] = 9.0  # what padding would say
+    assert probes.colours_lost(embeds, batch.colours) < 1e-3
+    nothing = probes.colours_lost(embeds, torch.full_like(batch.colours, -1))
+    assert float(nothing.detach()) == 0
+    nothing.backward()  # every process has gradients to exchange, whatever its clips
+    assert probes.words.weight.grad is not None
+
+
+def test_a_new_encoder_learns_the_order_of_words() -> None:
+    """To a bag of words either colour may be the new one: log 2."""
+    torch.manual_seed(0)
+    rng, tokenizer = np.random.default_rng(0), train_tokenizer()
+    editor, probes = Editor(TINY), Probes(TINY.dit)
+    optimizer = torch.optim.AdamW(
+        [*editor.text.parameters(), *probes.parameters()] if editor.text else [], lr=1e-3
+    )
+
+    def told(count: int) -> tuple[Tensor, Tensor]:
+        words, colours = [], []
+        for _ in range(count):
+            old, new = rng.permutation(len(COLOURS))[:2]
+            edit = {"kind": "recolour", "colour": COLOURS[old], "new_colour": COLOURS[new]}
+            words.append(
+                pick(rng, RECOLOUR).format(thing=f"{COLOURS[old]} box", colour=COLOURS[new])
+            )
+            colours.append(told_colours(edit, words[-1]))
+        return editor.embed(tokenizer, words), torch.tensor(colours)
+
+    for _ in range(80):
+        loss = probes.colours_lost(*told(24))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert probes.colours_lost(*told(200)) < 0.1
 
 
 def test_inner_tokens_carry_the_gradient_down_only(batch: Batch) -> None:
