@@ -190,24 +190,27 @@ _PATCH_CODEC_WEIGHTS = (
 
 
 def _cycles(
-    count: int, singles: int, rates: Callable[[float], float], on_policy: float = 0.0
+    count: int,
+    singles: int,
+    rates: Callable[[float], float],
+    on_policy: float = 0.0,
+    blocks: int = 0,
 ) -> tuple[PhaseConfig, ...]:
-    """Single latents and two steps of whole clips, in turn.
+    """Steps of single latents, of single blocks, and two of whole clips, in turn.
 
     Args:
         rates: the learning rate by the share of the cycles that are done, 0 to 1.
     """
     phases: list[PhaseConfig] = []
     for cycle in range(1, count + 1):
-        rate = rates(cycle / count)
-        phases += [
-            PhaseConfig(
-                steps=singles, num_latent_frames=1, batch_size=24, crop_columns=20, lr_end=rate
-            ),
-            PhaseConfig(
-                steps=2, num_latent_frames=6, batch_size=4, on_policy=on_policy, lr_end=rate
-            ),
-        ]
+        rate: dict[str, Any] = {"lr_end": rates(cycle / count)}
+        crop = rate | {"crop_columns": 20}
+        phases.append(PhaseConfig(steps=singles, num_latent_frames=1, batch_size=24, **crop))
+        if blocks:
+            crop |= {"on_policy": on_policy}
+            phases.append(PhaseConfig(steps=blocks, num_latent_frames=3, batch_size=8, **crop))
+        rate |= {"on_policy": on_policy}
+        phases.append(PhaseConfig(steps=2, num_latent_frames=6, batch_size=4, **rate))
     return tuple(phases)
 
 
@@ -246,12 +249,13 @@ def _tiny_causal() -> TrainConfig:
     With light readouts, an error that decides, and rivals and surroundings that weigh: together
     they keep an edit to what the words mean.
     """
-    high = 5.5e-4
+    high = 5e-4
     return TrainConfig(
         stage="causal",
         seed=18,
         lr=high,
-        warmup_steps=50,
+        warmup_steps=30,
+        ema=0.995,
         edit_weight=13.5,
         rival=2 / 3,
         surround=0.5,
@@ -265,7 +269,7 @@ def _tiny_causal() -> TrainConfig:
         faded_context=0.3,
         save_every=150,
         channel_weights=_PATCH_CODEC_WEIGHTS,
-        phases=_cycles(380, 18, _falling(high, 1.5e-5, held=0.3), on_policy=0.3),
+        phases=_cycles(350, 14, _falling(high, 1e-5, held=0.4), on_policy=0.3, blocks=4),
     )
 
 
@@ -276,8 +280,6 @@ def _tiny_causal_guided() -> TrainConfig:
         _tiny_causal(),
         seed=141,
         lr=high,
-        warmup_steps=30,
-        ema=0.995,
         edit_weight=10.0,
         rival=1.0,
         guidance=0.7,
@@ -294,8 +296,8 @@ def _tiny_dmd() -> TrainConfig:
     high = 6e-5
     rates = _falling(high, 4e-6, held=0.3)
     phases: list[PhaseConfig] = []
-    for cycle in range(1, 61):
-        common: dict[str, Any] = {"crop_columns": 20, "lr_end": rates(cycle / 60)}
+    for cycle in range(1, 13):
+        common: dict[str, Any] = {"crop_columns": 20, "lr_end": rates(cycle / 12)}
         phases += [
             PhaseConfig(steps=4, num_latent_frames=3, batch_size=8, **common),
             PhaseConfig(steps=1, num_latent_frames=6, batch_size=4, **common),
@@ -308,7 +310,10 @@ def _tiny_dmd() -> TrainConfig:
         warmup_steps=20,
         ema=0.97,
         other_context=0.0,
-        edit_weight=6.0,
+        edit_weight=13.5,
+        rival=2 / 3,
+        surround=0.5,
+        pseudo_huber=0.1,
         save_every=20,
         log_every=5,
         train_text=False,
@@ -319,6 +324,7 @@ def _tiny_dmd() -> TrainConfig:
             critic_lr=1e-4,
             critic_warmup=20,
             guidance=1.5,
+            guide="edit",
             timestep_shift=1.0,
             context_sigma=0.005,
             weight=0.25,
