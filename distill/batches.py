@@ -203,9 +203,10 @@ def rivals(
 def told_colours(edit: Mapping[str, str], words: str) -> tuple[int, int]:
     """The colour that an instruction asks for, and the one by which it names the thing.
 
-    Index in `palette.COLOURS`, or its length where none is said; -1 for edits that have no thing.
+    Index in `palette.COLOURS`, or its length where none is said; -1 where nobody knows: of pairs
+    of clips, and of changes of the whole picture.
     """
-    if edit["kind"] == "global" or not words:
+    if edit["kind"] not in ("recolour", "band", "remove", "replace") or not words:
         return -1, -1
     new = edit["new_colour"] if edit["new_colour"] != edit["colour"] else ""
     old = edit["colour"] if edit["colour"] in words.split() else ""

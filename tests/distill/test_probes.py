@@ -144,10 +144,12 @@ def test_a_probe_reads_the_clip_and_not_its_context(batch: Batch) -> None:
         ("band", "white", "turn all red things white", ("white", "red")),
         ("global", "", "make it black and white", None),
         ("recolour", "white", "", None),
+        ("pair", "", "turn the red box white", None),
     ],
 )
 def test_told_colours(kind: str, new: str, words: str, expected: tuple[str, str] | None) -> None:
-    edit = {"kind": kind, "colour": "red", "new_colour": new}
+    colours = {} if kind == "pair" else {"colour": "red", "new_colour": new}
+    edit = {"kind": kind, **colours}
     names = (*COLOURS, "")
     indices = (-1, -1) if expected is None else tuple(names.index(name) for name in expected)
     assert told_colours(edit, words) == indices
