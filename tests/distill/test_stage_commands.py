@@ -56,7 +56,7 @@ def test_three_commands_make_a_student(
 
     def falls(rows: list[dict[str, float]], name: str) -> None:
         values = [row[name] for row in rows[:7]]  # the phase of one clip length
-        # The later half's median: a window is two steps of two clips, and a hard draw may double it.
+        # By the median: a window is two steps of two clips, and a hard draw may double it.
         assert np.median(values[-4:]) < np.mean(values[:2]), values
 
     foundation, causal = (str(tmp_path / s / "latest.pt") for s in ("foundation", "causal"))
