@@ -11,6 +11,17 @@ from liveedit.errors import BackendError, UsageError
 from liveedit.profiling.soak import soak
 
 
+def passes(*options: str) -> str:
+    """What the command says, in a process of its own.
+
+    The heap that other tests leave behind moves by itself.
+    """
+    command = [sys.executable, "-m", "liveedit", "bench", "soak", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def test_a_thousand_chunks_of_the_loop(micro_bundle: Path) -> None:
     got = soak(micro_bundle, chunks=1000, backend="null", precision="fp32")
     assert got.failures() == []
@@ -22,12 +33,8 @@ def test_a_thousand_chunks_of_the_loop(micro_bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_chunks_of_a_real_stream(micro_bundle: Path) -> None:
-    """In a process of its own: the heap that other tests leave behind moves by itself."""
-    command = [sys.executable, "-m", "liveedit", "bench", "soak", "--bundle", str(micro_bundle)]
-    command += ["--precision", "fp32", "--threads", "1", "--chunks", "1000"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout
+    said = passes("--bundle", str(micro_bundle), "--precision=fp32", "--threads=1", "--chunks=1000")
+    assert "passed" in said
 
 
 def test_a_planted_leak_is_caught(
@@ -37,12 +44,11 @@ def test_a_planted_leak_is_caught(
     (failure,) = got.failures()
     assert "memory grew" in failure
     assert got.rss_slope == pytest.approx(65536, rel=0.5)
-    args = ["bench", "soak", "--bundle", str(micro_bundle), "--backend", "null",
+    args = ["--bundle", str(micro_bundle), "--backend", "null",
             "--precision", "fp32", "--chunks=300", "--out", str(tmp_path / "s.json")]  # fmt: skip
-    assert main([*args, "--plant-leak", "65536"]) == 1
+    assert main(["bench", "soak", *args, "--plant-leak", "65536"]) == 1
     assert "FAILED: memory grew" in capsys.readouterr().out
-    assert main(args) == 0
-    assert "passed" in capsys.readouterr().out
+    assert "passed" in passes(*args)
     assert (tmp_path / "s.json").is_file()
 
 
